@@ -208,7 +208,7 @@ def _keeping(draw: _Draw, shape: Shape, channels: int) -> Conv2d | Linear:
     if len(shape) == 1:
         return Linear(channels, **_options(draw))
     kernel = draw.per_axis(1, 3)
-    rows, columns = axes.both(kernel)
+    rows, columns = axes.rows_and_columns(kernel)
     return Conv2d(channels, kernel, padding=(rows // 2, columns // 2), **_options(draw))
 
 
@@ -223,7 +223,7 @@ def _recurrence(draw: _Draw, shape: Shape) -> Conv2d | Linear | OneToOne:
     bits = draw.one_of(12, 12, 5)
     if len(shape) == 3:
         kernel = draw.per_axis(1, 3)
-        rows, columns = axes.both(kernel)
+        rows, columns = axes.rows_and_columns(kernel)
         return Conv2d(shape[0], kernel, padding=(rows // 2, columns // 2), weight_bits=bits)
     return OneToOne(weight_bits=bits) if draw.chance(0.5) else Linear(shape[0], weight_bits=bits)
 

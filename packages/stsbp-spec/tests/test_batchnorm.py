@@ -387,7 +387,7 @@ def test_the_factor_of_dropout_is_in_the_statistics_and_in_the_normalised_sums()
     assert state.weights["linear1.variance"] == pytest.approx(0.9 + 0.1 * variance, rel=1e-6)
     wide, _ = weights_on_grid(NUMPY, network.graph, weights)
     trace = forward_pass(NUMPY, network.graph, wide, batch.inputs, STEPS, (3, 0))
-    by = trace.residuals(trace.plan.segments[0])["linear1"].by
+    by = trace.residuals(trace.plan.segments[0])["linear1"].coefficients
     assert by.a == pytest.approx(0.5 * gain / np.sqrt(variance + 1e-5), rel=1e-6)
 
 

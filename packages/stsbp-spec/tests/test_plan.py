@@ -99,7 +99,7 @@ def test_the_steps_of_a_chain() -> None:
 
 def _segments(network: Network) -> list[tuple[tuple[str, ...], tuple[str, ...], tuple[str, ...]]]:
     """Sources of each segment, those that nothing reads later, and the outputs that are kept."""
-    return [(part.sources, part.done, part.outputs) for part in plan(Adding(), network).segments]
+    return [(part.sources, part.released, part.outputs) for part in plan(Adding(), network).segments]
 
 
 def test_what_a_segment_reads_lets_go_of_and_keeps() -> None:

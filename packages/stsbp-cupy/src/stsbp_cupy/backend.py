@@ -60,15 +60,15 @@ class CupyBackend(AbstractBackend[Array]):
         problem = cuda.problem()
         texts = [] if problem else cuda.descriptions()
         gpus = [Device(f"cuda:{i}" if i else "cuda", text) for i, text in enumerate(texts)]
-        compiler, none = "a C++ compiler", None
+        compiler, host_problem = "a C++ compiler", None
         try:
             compiler = shlex.join(host.compiler())
         except BackendError as error:
-            none = str(error)
+            host_problem = str(error)
         text = f"the same kernels built by {compiler}, numpy {np.__version__}"
         return (
             *(gpus or [Device("cuda", "NVIDIA GPU", problem)]),
-            Device("host", text, none),
+            Device("host", text, host_problem),
         )
 
     def open(self, device: str | None) -> str:
@@ -138,8 +138,8 @@ class CupyBackend(AbstractBackend[Array]):
         return {op: Rule(partial(module.forward, self.rt), partial(module.backward, self.rt)) for op, module in modules}
 
     def dropout_mask(self, seed: int, layer: int, step: int, shape: Shape, rate: float, first: int = 0) -> Array:
-        def drawn(now: tuple[int, int]) -> Array:
-            return dropout.keep_mask(self.rt, now[0], layer, now[1], shape, rate, first)
+        def drawn(seed_and_step: tuple[int, int]) -> Array:
+            return dropout.keep_mask(self.rt, seed_and_step[0], layer, seed_and_step[1], shape, rate, first)
 
         if self.graphs is not None and self.graphs.tape is not None:
             return self.graphs.tape.filled(("dropout", layer, shape, rate, first), drawn)
@@ -169,8 +169,8 @@ class CupyBackend(AbstractBackend[Array]):
 
     def _empty(self, shape: Shape, dtype: Any) -> Array:
         """Zeros of logical shape `shape`, channels-last in memory."""
-        last = (*shape[:-3], *shape[-2:], shape[-3]) if len(shape) >= 4 else shape
-        return logical(self.rt, self.rt.xp.zeros(last, dtype))
+        memory_shape = (*shape[:-3], *shape[-2:], shape[-3]) if len(shape) >= 4 else shape
+        return logical(self.rt, self.rt.xp.zeros(memory_shape, dtype))
 
     def concatenate(self, arrays: Sequence[Array]) -> Array:
         return logical(self.rt, joined(self.rt, [memory(self.rt, x) for x in arrays]))
@@ -189,7 +189,7 @@ class CupyBackend(AbstractBackend[Array]):
     ) -> list[tuple[Array, WeightGrid]]:
         grids = grid.weight_grids(self.rt, projections, weights)
         return [
-            (tensor_cores.stored(self.rt, projection, wq, chosen_grid), chosen_grid)
+            (tensor_cores.forward_weights(self.rt, projection, wq, chosen_grid), chosen_grid)
             for projection, (wq, chosen_grid) in zip(projections, grids, strict=True)
         ]
 
@@ -214,14 +214,16 @@ class CupyBackend(AbstractBackend[Array]):
 
     def read(self, arrays: Sequence[Array]) -> list[AnyArray]:
         """`numpy` of several arrays, with one transfer for all arrays of the same shape and type."""
-        alike: dict[tuple[Any, ...], list[int]] = {}
-        for place, x in enumerate(arrays):
-            alike.setdefault((x.shape, x.dtype), []).append(place)
+        indices_by_type: dict[tuple[Any, ...], list[int]] = {}
+        for index, x in enumerate(arrays):
+            indices_by_type.setdefault((x.shape, x.dtype), []).append(index)
         host_arrays: dict[int, AnyArray] = {}
-        for places in alike.values():
-            one = self.rt.xp.stack([arrays[place] for place in places]) if len(places) > 1 else arrays[places[0]][None]
-            host_arrays.update(zip(places, self.numpy(one), strict=True))
-        return [host_arrays[place] for place in range(len(arrays))]
+        for indices in indices_by_type.values():
+            stacked = (
+                self.rt.xp.stack([arrays[index] for index in indices]) if len(indices) > 1 else arrays[indices[0]][None]
+            )
+            host_arrays.update(zip(indices, self.numpy(stacked), strict=True))
+        return [host_arrays[index] for index in range(len(arrays))]
 
     def pack_spikes(self, s: Array) -> Any:
         return self.rt.xp.packbits(s.astype(np.uint8, copy=False).ravel()), s.shape, s.dtype

@@ -223,8 +223,8 @@ def _fuse(dense: DenseConvolution[Array], chain: tuple[Step[Array], ...]) -> Ste
     conv, static = weights.projection.synapse, weights.projection.input.static
     supported = chain[_supported_from(chain[:-2]) :]
     kinds = [type(part.bound_nodes[0].node.op) for part in supported[:-2]]
-    simple = sorted(kinds, key=str) in ([], [AvgPool2d], [Dropout], [AvgPool2d, Dropout])
-    if simple and not static and type(conv) is Conv2d and conv.square and conv.stride == 1:
+    only_pooling_and_dropout = sorted(kinds, key=str) in ([], [AvgPool2d], [Dropout], [AvgPool2d, Dropout])
+    if only_pooling_and_dropout and not static and type(conv) is Conv2d and conv.square and conv.stride == 1:
         return SparseBlock(*_parts(dense, supported), dense, weights.projection, population, conv)
     if type(conv) is Linear and not static and weights.projection.input.maximum == 1:
         ops = [part.bound_nodes[0].node.op for part in chain[:-2]]
@@ -237,10 +237,10 @@ def _fuse(dense: DenseConvolution[Array], chain: tuple[Step[Array], ...]) -> Ste
 
 def _supported_from(steps: tuple[Step[Array], ...]) -> int:
     """Index from which on `steps` contains only pooling and dropout that the kernels apply themselves."""
-    others = (
+    unsupported = (
         i for i, part in enumerate(steps, 1) if not (isinstance(part, Drops) or _halves(part.bound_nodes[0].node.op))
     )
-    return max(others, default=0)
+    return max(unsupported, default=0)
 
 
 def _halves(op: Op) -> bool:
@@ -252,10 +252,10 @@ def _parts(
     dense: DenseConvolution[Array], chain: tuple[Step[Array], ...]
 ) -> tuple[tuple[BoundNode, ...], tuple[bool, ...], tuple[Step[Array], ...]]:
     """The nodes of a block, which of its inputs need an error signal, and its parts."""
-    first, *others = chain
+    first, *later_steps = chain
     if isinstance(first, ByRule) and _halves(first.bound_nodes[0].node.op):
         first = FirstPooling(first.bound_nodes, first.needed, first.op, first.rule, dense.layout)
-    return tuple(part.bound_nodes[0] for part in chain), first.needed, (first, *others)
+    return tuple(part.bound_nodes[0] for part in chain), first.needed, (first, *later_steps)
 
 
 @dataclass(frozen=True, eq=False)
@@ -374,11 +374,11 @@ class SparseBlock(FusedBlock[Array]):
         kind = self.kind(conv_input, self.work(conv_input))
         if kind != "sparse":
             return self.spikes_of(run, self.sums(conv_input, wq, of_bytes=kind != "floats"))
-        none = layout.empty((0, conv_input.s.shape[1], *self.projection.output_shape), np.float32)
+        no_potentials = layout.empty((0, conv_input.s.shape[1], *self.projection.output_shape), np.float32)
         saved = fused.nothing_kept(equations)
         weights = run.converted(self.name, lambda: self.ready(wq))
         return self._fired(
-            conv_input, weights, equations, run.steps, self.neurons.learned(run), layout.view(none), saved
+            conv_input, weights, equations, run.steps, self.neurons.learned(run), layout.view(no_potentials), saved
         )[0]
 
     @cached_property

@@ -148,9 +148,9 @@ def backward_all(
     The error signals named in `static` are summed over the steps. For `loop` and `bits`, see `populations.backward`.
     """
     saved, shape = residuals.kept, tuple(ds.shape)
-    moving = [name for name in dict.fromkeys(equations.errors) if name not in static]
+    varying = [name for name in dict.fromkeys(equations.errors) if name not in static]
     summed = [*static, *equations.terms]
-    of_steps = dict(zip(moving, layout.end_to_end(len(moving), shape), strict=True))
+    of_steps = dict(zip(varying, layout.end_to_end(len(varying), shape), strict=True))
     sums = dict(zip(summed, layout.end_to_end(len(summed), (1, *shape[1:])), strict=True))
     populations.backward(
         equations, tuple(static), layout.rows(saved["u"]), beside_u(layout, equations, saved),

@@ -64,12 +64,12 @@ def _keep_idle_team(path: str) -> bool:
     threads = len(os.sched_getaffinity(0)) + 1
     started = threading.Event()
 
-    def keep() -> None:
+    def hold_team() -> None:
         # Any function serves as the body of the parallel region if it needs no argument and does nothing.
         parallel(nothing, None, ctypes.c_uint(threads), ctypes.c_uint(0))
         started.set()
         threading.Event().wait()  # libgomp ends a team together with the thread that started it
 
-    threading.Thread(target=keep, name=f"idle team of {Path(path).name}", daemon=True).start()
+    threading.Thread(target=hold_team, name=f"idle team of {Path(path).name}", daemon=True).start()
     started.wait()
     return True

@@ -85,6 +85,6 @@ class FusedRecurrent(Recurrent[Array]):
         )
 
     def _loop(self, run: PassContext[Array]) -> RecurrentWeights:
-        (loop,), (_, (input_index,)) = self.loops, self._at
+        (loop,), (_, (input_index,)) = self.loops, self._input_indices
         w = self.layout.view(run.weights[loop.name])
         return RecurrentWeights(input_index, w if type(loop.projection.synapse) is Linear else w.T)

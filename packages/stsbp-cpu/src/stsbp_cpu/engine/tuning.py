@@ -84,7 +84,7 @@ def in_best_manner(kind: str, size: int, neurons: int, run: Callable[[int, bool,
         return
     # Kept on the disk, because a trial at each start would slow down every short run.
     key = f"{kind}-{threads}-{round(math.log2(size))}"
-    if manner := _chosen.get(key) or _read(key):
+    if manner := _chosen.get(key) or _stored_manner(key):
         run(*_shared(manner, neurons, threads))
     else:
         manner = _fastest(neurons, threads, run)
@@ -109,11 +109,11 @@ def _shared(manner: Manner, neurons: int, threads: int) -> Manner:
     return manner._replace(chunk=min(manner.chunk, max(CHOICES[1].chunk, -(-share // 64) * 64)))
 
 
-def _read(key: str) -> Manner | None:
+def _stored_manner(key: str) -> Manner | None:
     folder = own_folder()
-    stored = None if folder is None else folder.read(_FILE.format(key))
+    content = None if folder is None else folder.read(_FILE.format(key))
     try:
-        manner = Manner(*json.loads(stored)) if stored is not None else None
+        manner = Manner(*json.loads(content)) if content is not None else None
     except (ValueError, TypeError):
         return None
     return manner if manner in CHOICES else None

@@ -30,6 +30,9 @@ RUNS_BEFORE_COMPILING = 4
 """Number of runs after which an equation is compiled. Compiling takes some tenths of a second."""
 _runs: Counter[Recurrence] = Counter()
 _CHUNK = 512
+"""Elements that a thread takes at a time. Their states and the arrays of a step stay in the first-level cache."""
+_ADDRESS, _STRIDE, _ITEM_SIZE = 0, 1, 2
+"""Columns of `_table`."""
 _ROWS = float32[:, ::1]
 _STEP = {"p": float32[::1], "given": _ROWS, "states": _ROWS, "made": _ROWS, "n": int64}
 call_step = called(_STEP)
@@ -88,6 +91,7 @@ def recur(
     """
     added = np.array([name in summed for name in recurrence.outputs])
     p = recurrence.numbers(constants)
+    # The caller's arrays outlive the call, so the addresses in the tables stay valid.
     targets = [outputs[name] for name in recurrence.outputs]
     size = inputs[0].shape[1]
     with threads_for(size * steps):
@@ -144,22 +148,22 @@ def _recur(
         for number in range(steps):
             t = steps - 1 - number if reverse else number
             for i in range(len(sources)):
-                address = sources[i, 0] + t * sources[i, 1] + low * sources[i, 2]
-                if sources[i, 2] == 1:
+                address = sources[i, _ADDRESS] + t * sources[i, _STRIDE] + low * sources[i, _ITEM_SIZE]
+                if sources[i, _ITEM_SIZE] == 1:
                     spikes = carray(_bytes(address), n)
                     for j in range(n):
                         step_inputs[i, j] = spikes[j]
-                elif number == 0 or sources[i, 1] != 0:
+                elif number == 0 or sources[i, _STRIDE] != 0:
                     values = carray(_floats(address), n)
                     for j in range(n):
                         step_inputs[i, j] = values[j]
             call_step(step, p, step_inputs, s, step_outputs, n)
             for k in range(len(targets)):
-                address = targets[k, 0] + t * targets[k, 1] + low * targets[k, 2]
+                address = targets[k, _ADDRESS] + t * targets[k, _STRIDE] + low * targets[k, _ITEM_SIZE]
                 if added[k]:
                     for j in range(n):
                         totals[k, j] += step_outputs[k, j]
-                elif targets[k, 2] == 1:
+                elif targets[k, _ITEM_SIZE] == 1:
                     spikes = carray(_bytes(address), n)
                     for j in range(n):
                         spikes[j] = np.uint8(step_outputs[k, j])
@@ -169,6 +173,6 @@ def _recur(
                         values[j] = step_outputs[k, j]
         for k in range(len(targets)):
             if added[k]:
-                values = carray(_floats(targets[k, 0] + low * targets[k, 2]), n)
+                values = carray(_floats(targets[k, _ADDRESS] + low * targets[k, _ITEM_SIZE]), n)
                 for j in range(n):
                     values[j] = totals[k, j]

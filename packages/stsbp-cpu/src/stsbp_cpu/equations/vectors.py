@@ -71,7 +71,7 @@ def _vector(builder: Any, pointer: Any, index: Any) -> Any:
 
 
 def lanes_of(itemsize: int) -> int:
-    """How many numbers of `itemsize` bytes a vector has."""
+    """How many numbers of `itemsize` bytes a vector has. Kernels, which cannot call this, write `64 // itemsize`."""
     return 4 * LANES // itemsize
 
 
@@ -855,8 +855,8 @@ def _sum_chosen(
         for v, halves in enumerate(sums):
             for half_number, total in enumerate(halves):
                 value = builder.fmul(builder.sitofp(builder.load(total), _VECTOR), factor)
-                place = builder.add(z_start, ir.Constant(word, SHORT_LANES * v + LANES * half_number))
-                builder.store(value, _vector(builder, zp, place), align=4)
+                z_index = builder.add(z_start, ir.Constant(word, SHORT_LANES * v + LANES * half_number))
+                builder.store(value, _vector(builder, zp, z_index), align=4)
         return context.get_dummy_value()
 
     n = types.intp

@@ -66,13 +66,13 @@ def backward(
     dtype = np.float64 if precision == "reproducible" else np.float32
     error = dz.reshape(-1, linear.units).astype(dtype, copy=False)
     ds = dw = None
-    few = flat.dtype == np.uint8
-    if need_weights and few:
+    is_sparse = flat.dtype == np.uint8
+    if need_weights and is_sparse:
         dw = sparse.weights_of(sparse.gradient(flat, error), linear.units, shape)
     elif need_weights:
         dw = _spec_order(dense.product_of_rows(flat.astype(dtype, copy=False), error), shape)
     if need_input:
-        w = w[:, : linear.units].T if few else w
+        w = w[:, : linear.units].T if is_sparse else w
         grad_rows = dense.product(error, w.astype(dtype, copy=False)).astype(np.float32, copy=False)
         (steps, batch), sample_shape = (
             shape[:2],

@@ -57,9 +57,9 @@ class NcclCollective(Collective[Array]):
         return lambda: total
 
     def gather(self, x: AnyArray) -> list[AnyArray]:
-        return host.gather_padded(x, self._all)
+        return host.gather_padded(x, self._all_gather)
 
-    def _all(self, x: AnyArray) -> list[AnyArray]:
+    def _all_gather(self, x: AnyArray) -> list[AnyArray]:
         row = self._rt.xp.asarray(x)
         gathered = self._rt.xp.empty(self.size * x.size, x.dtype)
         with host.connection(self):

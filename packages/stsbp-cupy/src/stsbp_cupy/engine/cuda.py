@@ -31,17 +31,17 @@ def problem() -> str | None:
     except ImportError as error:
         # If CuPy is installed but broken, show its own error message.
         missing = isinstance(error, ModuleNotFoundError) and error.name == "cupy"
-        cause = "CuPy is not installed" if missing else f"CuPy cannot be imported ({_line(error)})"
+        cause = "CuPy is not installed" if missing else f"CuPy cannot be imported ({_first_line(error)})"
         return f"{cause}; {_INSTALL}{_INSTEAD}"
     try:
         count = cupy.cuda.runtime.getDeviceCount()
     except cupy.cuda.runtime.CUDARuntimeError as error:
         name = str(error)
         if "InsufficientDriver" in name:
-            return f"no CUDA driver is installed, or it is too old for this CuPy ({_line(error)}){_INSTEAD}"
+            return f"no CUDA driver is installed, or it is too old for this CuPy ({_first_line(error)}){_INSTEAD}"
         if "NoDevice" in name:
-            return f"the CUDA driver sees no GPU ({_line(error)}){_INSTEAD}"
-        return f"CUDA does not start ({_line(error)}){_INSTEAD}"
+            return f"the CUDA driver sees no GPU ({_first_line(error)}){_INSTEAD}"
+        return f"CUDA does not start ({_first_line(error)}){_INSTEAD}"
     if count == 0:
         return f"the CUDA driver sees no GPU{_INSTEAD}"
     try:
@@ -51,7 +51,7 @@ def problem() -> str | None:
         nvrtc.getVersion()
         cublas.CUBLAS_COMPUTE_32F  # noqa: B018  # the attribute loads the library
     except (ImportError, RuntimeError) as error:
-        return f"CuPy finds no cuBLAS or NVRTC ({_line(error)}); {_INSTALL}"
+        return f"CuPy finds no cuBLAS or NVRTC ({_first_line(error)}); {_INSTALL}"
     return None
 
 
@@ -67,7 +67,7 @@ def descriptions() -> list[str]:
     return texts
 
 
-def _line(error: BaseException) -> str:
+def _first_line(error: BaseException) -> str:
     return str(error).strip().split("\n")[0]
 
 
@@ -96,7 +96,7 @@ def compile_kernels(source: CudaSource, architecture: str, options: Sequence[str
         return code, nvrtc.getPTX(program), nvrtc.getProgramLog(program)
     except nvrtc.NVRTCError as error:
         log = nvrtc.getProgramLog(program).strip()[:2000]
-        raise BackendError(f"NVRTC cannot compile {name} for {architecture}: {_line(error)}\n{log}") from error
+        raise BackendError(f"NVRTC cannot compile {name} for {architecture}: {_first_line(error)}\n{log}") from error
     finally:
         nvrtc.destroyProgram(program)
 

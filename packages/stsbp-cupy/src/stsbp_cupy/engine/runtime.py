@@ -88,8 +88,8 @@ class Runtime(ABC):
 
 def memory(rt: Runtime, x: Array) -> Array:
     """An activation as contiguous memory: `[..., C, H, W]` as `[..., H, W, C]`. Unchanged with fewer than four axes."""
-    lying: Array = rt.xp.ascontiguousarray(rt.xp.moveaxis(x, -3, -1) if x.ndim >= 4 else x)
-    return lying
+    contiguous: Array = rt.xp.ascontiguousarray(rt.xp.moveaxis(x, -3, -1) if x.ndim >= 4 else x)
+    return contiguous
 
 
 def logical(rt: Runtime, x: Array) -> Array:
@@ -103,12 +103,12 @@ def joined(rt: Runtime, arrays: Sequence[Array], axis: int = 0) -> Array:
 
     CuPy's own function sends a table of addresses to the device, which a graph cannot record.
     """
-    shape, at = [*arrays[0].shape], [slice(None)] * arrays[0].ndim
+    shape, target_slices = [*arrays[0].shape], [slice(None)] * arrays[0].ndim
     shape[axis], first = sum(x.shape[axis] for x in arrays), 0
     target = rt.empty(tuple(shape), np.result_type(*(x.dtype for x in arrays)))
     for x in arrays:
-        at[axis] = slice(first, first + x.shape[axis])
-        target[tuple(at)] = x
+        target_slices[axis] = slice(first, first + x.shape[axis])
+        target[tuple(target_slices)] = x
         first += x.shape[axis]
     return target
 
@@ -118,19 +118,25 @@ def rounded(rt: Runtime, x: Array) -> Array:
     if x.dtype == np.float32:
         return x
     in_order = x.flags.c_contiguous
-    wide = x if in_order else memory(rt, x)
-    narrow = rt.empty_like(wide, np.float32)
-    if wide.size:
-        rt.launch("round_to_float", min(rt.element_threads, wide.size), wide, narrow, wide.size)
-    return narrow if in_order else logical(rt, narrow)
+    float64_values = x if in_order else memory(rt, x)
+    float32_values = rt.empty_like(float64_values, np.float32)
+    if float64_values.size:
+        rt.launch(
+            "round_to_float",
+            min(rt.element_threads, float64_values.size),
+            float64_values,
+            float32_values,
+            float64_values.size,
+        )
+    return float32_values if in_order else logical(rt, float32_values)
 
 
-def lanes_of(n: int, *arrays: Array, most: int = 4) -> int:
-    """Number of values per thread: `most` if `n` and the addresses of the arrays allow it, else 1."""
-    if n % most:
+def lanes_of(n: int, *arrays: Array, max_lanes: int = 4) -> int:
+    """Number of values per thread: `max_lanes` if `n` and the addresses of the arrays allow it, else 1."""
+    if n % max_lanes:
         return 1
     for x in arrays:
         address = x.ctypes.data if isinstance(x, np.ndarray) else x.data.ptr
-        if address % min(16, most * x.itemsize):
+        if address % min(16, max_lanes * x.itemsize):
             return 1
-    return most
+    return max_lanes

@@ -77,8 +77,10 @@ def kernel(
     program = lines(recurrence, LANGUAGES["cuda"])
     types = {name: _C_TYPES[dtype] for name, dtype in zip(recurrence.inputs, dtypes, strict=True)}
     output_types = {name: _C_TYPES[_dtype(recurrence, name)] for name in recurrence.outputs}
-    read = {x.name for x in ordered(recurrence.roots) if x.op == "variable"}
-    inputs, states = ([name for name in names if name in read] for names in (recurrence.inputs, recurrence.states))
+    names_read = {x.name for x in ordered(recurrence.roots) if x.op == "variable"}
+    inputs, states = (
+        [name for name in names if name in names_read] for names in (recurrence.inputs, recurrence.states)
+    )
 
     parameters = ["long long n", "int steps"]
     for name, ctype in types.items():

@@ -60,12 +60,14 @@ def _unfold(rt: Runtime, conv: Conv2d, frames: Array, dtype: Any) -> Array:
     """`[n, H, W, C]` to windows `[n H' W', rows columns C]`; groups: `[groups, n H' W', rows columns C / groups]`."""
     group_channels = frames.shape[-1] // conv.groups
     windows = _empty_windows(rt, conv, frames, dtype)
-    lanes = 4 if lanes_of(group_channels, frames, windows) == 4 else lanes_of(group_channels, frames, windows, most=2)
+    lanes = (
+        4 if lanes_of(group_channels, frames, windows) == 4 else lanes_of(group_channels, frames, windows, max_lanes=2)
+    )
     source = "u8" if frames.dtype == np.uint8 else "f32"
-    stored = windows.view(np.uint16) if windows.dtype == np.float16 else windows
+    window_words = windows.view(np.uint16) if windows.dtype == np.float16 else windows
     rt.launch(
         f"im2col_{source}_{_LETTERS[windows.dtype]}", windows.size // lanes,
-        frames, stored, windows.size, *_geometry(conv, frames), lanes,
+        frames, window_words, windows.size, *_geometry(conv, frames), lanes,
     )  # fmt: skip
     return windows
 
@@ -87,7 +89,7 @@ def _split_groups(rt: Runtime, conv: Conv2d, rows: Array) -> Array:
 def _fold(rt: Runtime, conv: Conv2d, windows: Array, ds: Array) -> None:
     """Adjoint of `_unfold`, into frames `ds` `[n, H, W, C]`."""
     letter = _LETTERS[windows.dtype]
-    lanes = lanes_of(ds.shape[-1] // conv.groups, windows, ds, most=2 if letter == "f64" else 4)
+    lanes = lanes_of(ds.shape[-1] // conv.groups, windows, ds, max_lanes=2 if letter == "f64" else 4)
     rt.launch(f"col2im_{letter}", ds.size // lanes, windows, ds, ds.size, *_geometry(conv, ds), lanes)
 
 

@@ -21,7 +21,7 @@ from stsbp_spec.typing import Float64
 
 from stsbp_cupy.engine.runtime import Array, Runtime
 
-__all__ = ["prove", "stored"]
+__all__ = ["forward_weights", "prove"]
 
 _BITS = 11
 """Half precision represents every integer up to 2^11. `_LOWEST` and `_HIGHEST` give the range of units."""
@@ -49,7 +49,7 @@ _PROOFS = {
 _CASES = ((25, 12, 50), (300, 64, 200), (576, 128, 128), (1600, 64, 133), (9216, 16, 48))
 
 
-def stored(rt: Runtime, projection: Projection, wq: Array, grid: WeightGrid) -> Array:
+def forward_weights(rt: Runtime, projection: Projection, wq: Array, grid: WeightGrid) -> Array:
     """Weights on their grid in the form that the forward pass reads.
 
     They are float16, for tensor cores, if these are exact on the device and half precision can represent weights and

@@ -21,8 +21,8 @@ def backward(rt: Runtime, up: Upsample2d, residuals: None, d: Array) -> Array:
     """The sum of the errors of each block, row by row."""
     d = memory(rt, d)
     rows, columns = up.factors
-    first, *others = (d[..., i::rows, j::columns, :] for i in range(rows) for j in range(columns))
+    first, *later_blocks = (d[..., i::rows, j::columns, :] for i in range(rows) for j in range(columns))
     total = first.copy()
-    for block in others:
+    for block in later_blocks:
         total += block
     return logical(rt, total)

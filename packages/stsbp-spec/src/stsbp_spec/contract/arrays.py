@@ -148,12 +148,12 @@ class ArrayArithmetic(Generic[Array]):
             largest: `largest_error` of the whole batch. None: `dz` is the whole batch.
         """
         xp = self.xp
-        most = self.largest_error(dz) if largest is None else largest
+        largest_bits = self.largest_error(dz) if largest is None else largest
         # `math.frexp`, with which `grid.error_exponent` is defined, has the exponent 0 for infinity and NaN.
-        most = xp.where(most < _INFINITY_BITS, most, 126 << _MANTISSA_BITS)
+        largest_bits = xp.where(largest_bits < _INFINITY_BITS, largest_bits, 126 << _MANTISSA_BITS)
         # numpy multiplies by numbers without axes in place. Integers keep their axis, because numpy 1 makes int64 of
         # an int32 without axes to which it adds a Python number.
-        scale, inverse_scale = self.scales(most, bits)
+        scale, inverse_scale = self.scales(largest_bits, bits)
         on_grid = xp.round(dz * scale[0]) * inverse_scale[0]
         normal = xp.abs(dz) >= SMALLEST_NORMAL
         zeroed, nonzero = xp.count_nonzero(normal & (on_grid == 0)), xp.count_nonzero(normal)
@@ -192,8 +192,8 @@ class ArrayArithmetic(Generic[Array]):
         """
         largest = self.largest_error(w)
         q = self.weight_exponent(largest, bits)
-        wq, bound = self.round_weights(w, self.power_of_two(q), self.power_of_two(-q))
-        return wq, self.xp.concat([self.float64(largest), bound.reshape((1,))])
+        wq, largest_sum = self.round_weights(w, self.power_of_two(q), self.power_of_two(-q))
+        return wq, self.xp.concat([self.float64(largest), largest_sum.reshape((1,))])
 
     def round_weights(self, w: Any, scale: Any, inverse_scale: Any) -> tuple[Array, Array]:
         """Weights `[out, ...]` on a grid, and the largest partial sum of a row in units of the grid, float64."""
@@ -202,8 +202,8 @@ class ArrayArithmetic(Generic[Array]):
         rows = self.float64(units.reshape((w.shape[0], -1)))
         # The sum of the positive weights, or that of the negative ones: half the sum of magnitudes, plus or minus half
         # the sum. All of these are exact.
-        bound = xp.max(xp.sum(xp.abs(rows), axis=1) + xp.abs(xp.sum(rows, axis=1))) / 2
-        return units * inverse_scale, bound
+        largest_sum = xp.max(xp.sum(xp.abs(rows), axis=1) + xp.abs(xp.sum(rows, axis=1))) / 2
+        return units * inverse_scale, largest_sum
 
     # Steps and samples that do not count.
     def mask_steps(self, x: Any, inside: Any) -> Array:
@@ -262,8 +262,8 @@ class ArrayArithmetic(Generic[Array]):
     def unpacked(self, bits: Any, steps: int) -> Array:
         """Frames `[steps, ...]` of zeros and ones from bytes of eight steps each, with the lowest bit first."""
         xp = self.xp
-        places = xp.arange(8, dtype=xp.uint8).reshape((-1, *(1,) * (len(bits.shape) - 1)))
-        frames = (bits[:, None] >> places) & 1
+        bit_positions = xp.arange(8, dtype=xp.uint8).reshape((-1, *(1,) * (len(bits.shape) - 1)))
+        frames = (bits[:, None] >> bit_positions) & 1
         return frames.reshape((-1, *bits.shape[1:]))[:steps]
 
     def pack(self, s: Any) -> Array:

@@ -27,6 +27,6 @@ def implementation(backend: str, table: Mapping[Any, T], parameters: object, des
     """
     kind = type(parameters)
     if kind not in table:
-        names = ", ".join(other.__name__ for other in table)
+        names = ", ".join(known_type.__name__ for known_type in table)
         raise BackendError(f"backend {backend!r} does not know the {description} {kind.__name__}; it knows {names}")
     return table[kind]

@@ -173,8 +173,8 @@ class KernelFolder:
 
     def read(self, name: str) -> bytes | None:
         """The data that was written as `name`. None if there is no complete file that is safe to load."""
-        for folder in self._places():
-            data = _read(folder / name)
+        for folder in self._folders():
+            data = _read_regular(folder / name)
             if data is not None and data[-_CHECKSUM:] == _checksum(name, data[:-_CHECKSUM]):
                 _used(folder / name)
                 return data[:-_CHECKSUM]
@@ -234,8 +234,8 @@ class KernelFolder:
         Raises:
             BackendError: neither the cache nor a temporary folder can be written.
         """
-        for folder in self._places():
-            data, checksum = _read(folder / name), _read(folder / f"{name}.sha256")
+        for folder in self._folders():
+            data, checksum = _read_regular(folder / name), _read_regular(folder / f"{name}.sha256")
             if data is not None and checksum == _checksum(name, data).hex().encode():
                 # Unlike `read`, this gives a path: who can rename the user's folders could exchange the file before it
                 # is loaded.
@@ -253,7 +253,7 @@ class KernelFolder:
             raise BackendError(f"compiled kernels cannot be written: {_reason(error, Path(name))}") from error
         return path
 
-    def _places(self) -> list[Path]:
+    def _folders(self) -> list[Path]:
         return [folder for folder in (self._path, self._spare) if folder is not None]
 
     def _save(self, name: str, data: bytes) -> Path:
@@ -329,7 +329,7 @@ def _unsafe(status: os.stat_result) -> str | None:
     return None
 
 
-def _read(path: Path) -> bytes | None:
+def _read_regular(path: Path) -> bytes | None:
     """Content of a regular file that nobody else can write; None if there is no such file."""
     try:
         with open(os.open(path, _READ), "rb") as file:

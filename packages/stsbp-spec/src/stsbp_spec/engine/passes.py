@@ -166,13 +166,13 @@ def _compute(slices: Sequence[_Slice[Array]], stages: Sequence[Stage[Array]]) ->
     one."""
     # As a generator that yields its requests, every step would have that form, although most request nothing (so it was
     # until 1 December 2026). A thread per slice would need locks.
-    for exchanges, (first, *others) in stages:
+    for exchanges, (first, *other_steps) in stages:
         for group in [slices] if exchanges else [[slice_] for slice_ in slices]:
             results = group[0].results(first, group)
             for slice_ in group:
                 # No name refers to a result, so that its memory is free as soon as the slice drops it.
                 slice_.store(first, next(results))
-                for step in others:
+                for step in other_steps:
                     slice_.store(step, next(slice_.results(step, [slice_])))
 
 
@@ -243,10 +243,10 @@ class _Forward(_SegmentForward[Array]):
                     self.saved[step.name] = [self.saved.pop(part.name) for part in step.parts]
                 self.statistics |= step.statistics(self.saved[step.name])
         self.keep(segment)
-        done = {bound_node.node.name for bound_node in segment.bound_nodes}.difference(segment.outputs).union(
-            segment.done
+        released = {bound_node.node.name for bound_node in segment.bound_nodes}.difference(segment.outputs).union(
+            segment.released
         )
-        self.outputs = {name: x for name, x in self.outputs.items() if name not in done}
+        self.outputs = {name: x for name, x in self.outputs.items() if name not in released}
 
     def keep(self, segment: Segment[Array]) -> None:
         """Keep what the backward pass and reports read of a segment."""
@@ -332,18 +332,18 @@ def backward_passes(
     traces: Sequence[Trace[Array]],
     errors: Sequence[Array],
     precision: Precision,
-    before: Mapping[str, Array] = MappingProxyType({}),
+    earlier_sums: Mapping[str, Array] = MappingProxyType({}),
 ) -> dict[str, Array]:
     """`backward_pass` for the parts of a batch that left `traces`. The other processes have the other parts.
 
-    The gradients are those of the whole batch, and the same in every process. `before`: `backward_sums` of earlier
-    parts in this process, whose backward pass is already done.
+    The gradients are those of the whole batch, and the same in every process. `earlier_sums`: `backward_sums` of
+    earlier parts in this process, whose backward pass is already done.
     """
     backend, walk, collective = traces[0].backend, traces[0].plan, traces[0].run.collective
     under_way = dict[str, Callable[[], Array]]()
     for name, contribution in backward_sums(traces, errors, precision):
         under_way[name] = collective.start_total(
-            backend.add(before[name], contribution) if name in before else contribution
+            backend.add(earlier_sums[name], contribution) if name in earlier_sums else contribution
         )
     sums = {name: wait() for name, wait in under_way.items()} | traces[0].batch_gradients
     gradients = {name: backend.rounded(x) for name, x in sums.items()}
@@ -358,10 +358,10 @@ def backward_sums(
     """Contributions of these parts of a batch to each gradient, by name. Yields each one when it is known,
     unrounded."""
     walk = traces[0].plan
-    waiting: list[dict[str, list[Array | Deferred[Array]]]] = [{walk.output: [error]} for error in errors]
+    pending: list[dict[str, list[Array | Deferred[Array]]]] = [{walk.output: [error]} for error in errors]
     del errors
     for segment in reversed(walk.segments):
-        gradients = backward_segment(traces, segment, waiting, precision)
+        gradients = backward_segment(traces, segment, pending, precision)
         for name in [*gradients]:
             yield name, gradients.pop(name)
     for trace in traces:
@@ -371,19 +371,19 @@ def backward_sums(
 def backward_segment(
     traces: Sequence[Trace[Array]],
     segment: Segment[Array],
-    waiting: Sequence[dict[str, list[Array | Deferred[Array]]]],
+    pending: Sequence[dict[str, list[Array | Deferred[Array]]]],
     precision: Precision,
 ) -> dict[str, Array]:
     """The backward pass of a segment, for the slices that left `traces`.
 
-    It removes the errors of the segment's outputs from each slice's `waiting`, and adds those of its sources.
+    It removes the errors of the segment's outputs from each slice's `pending`, and adds those of its sources.
 
     Returns the gradients by name, added over the slices.
     """
     gradients = dict[str, Array]()
     slices = [
         _SegmentBackward(trace, segment, grads, precision, gradients)
-        for trace, grads in zip(traces, waiting, strict=True)
+        for trace, grads in zip(traces, pending, strict=True)
     ]
     _compute(slices, segment.backward_stages[precision])
     return gradients
@@ -396,11 +396,11 @@ class _SegmentBackward(_Slice[Array]):
         self,
         trace: Trace[Array],
         segment: Segment[Array],
-        waiting: dict[str, list[Array | Deferred[Array]]],
+        pending: dict[str, list[Array | Deferred[Array]]],
         precision: Precision,
         gradients: dict[str, Array],
     ) -> None:
-        self.trace, self.segment, self.waiting = trace, segment, waiting
+        self.trace, self.segment, self.pending = trace, segment, pending
         self.precision, self.gradients = precision, gradients
 
     @cached_property
@@ -414,7 +414,7 @@ class _SegmentBackward(_Slice[Array]):
 
     @staticmethod
     def results(step: Step[Array], slices: Sequence[_SegmentBackward[Array]]) -> Iterator[BackwardResult[Array] | None]:
-        if step.name not in slices[0].waiting:
+        if step.name not in slices[0].pending:
             return repeat(None)
         saved = (slice_.saved.pop(step.name) for slice_ in slices)
         grads = (slice_.grad(step) for slice_ in slices)
@@ -433,12 +433,12 @@ class _SegmentBackward(_Slice[Array]):
         for source, delay, grad, needed in reversed([*edges]):
             if needed and grad is not None:
                 grad = backend.shift_time(_array(grad), -delay) if delay else grad
-                self.waiting.setdefault(source, []).append(grad)
+                self.pending.setdefault(source, []).append(grad)
 
     def grad(self, step: Step[Array]) -> Array | Deferred[Array]:
         """The gradient of the output of a step, from all steps that read it."""
         self.trace.run.collective.beat(step.name)
-        return _total(step, self.waiting.pop(step.name))
+        return _total(step, self.pending.pop(step.name))
 
 
 def _total(step: Step[Array], errors: list[Array | Deferred[Array]]) -> Array | Deferred[Array]:

@@ -97,7 +97,7 @@ class _NormalisedSaved(NamedTuple, Generic[Array]):
 
     weights: Any
     z: Array
-    by: Coefficients[Array]
+    coefficients: Coefficients[Array]
 
 
 @dataclass(frozen=True, eq=False)
@@ -115,18 +115,18 @@ class Normalised(Step[Array]):
         self, runs: Sequence[PassContext[Array]], inputs: Iterator[tuple[Array, ...]]
     ) -> Iterator[ForwardResult[Array]]:
         sums, run = self.weights.forward(runs, inputs), runs[0]
-        by: Coefficients[Array] | None = run.coefficients.get(self.name)
+        coefficients: Coefficients[Array] | None = run.coefficients.get(self.name)
         if not run.training:
             statistics = (self._parameter(run, name) for name in ("mean", "variance", "scale"))
-            by = self.backend.of_channels(batchnorm.of_running, *statistics, norm=self.norm)
-        elif by is None:
+            coefficients = self.backend.of_channels(batchnorm.of_running, *statistics, norm=self.norm)
+        elif coefficients is None:
             results = list[ForwardResult[Array]]()
-            by = self._of_batch(runs, sums, results)
+            coefficients = self._of_batch(runs, sums, results)
             for run in runs:
-                run.coefficients[self.name] = by
+                run.coefficients[self.name] = coefficients
             sums = (results.pop(0) for _ in runs)
         for run in runs:
-            yield self._normalised(run, by, *next(sums))
+            yield self._normalised(run, coefficients, *next(sums))
 
     def _of_batch(
         self,
@@ -143,24 +143,24 @@ class Normalised(Step[Array]):
         frames, n = self._frames(run, results[0].output)
         total = all_reduce_sum(backend, runs, moments)
         gain = self.bound_nodes[0].inputs[0].gain
-        by: Coefficients[Array] = backend.of_channels(
+        coefficients: Coefficients[Array] = backend.of_channels(
             batchnorm.of_batch, total, exponent, self._parameter(run, "scale"), *frames, norm=self.norm, n=n, gain=gain
         )
-        return by
+        return coefficients
 
     def _normalised(
-        self, run: PassContext[Array], by: Coefficients[Array], z: Array, saved: Any
+        self, run: PassContext[Array], coefficients: Coefficients[Array], z: Array, saved: Any
     ) -> ForwardResult[Array]:
-        numbers = {"mean": by.mean, "a": by.a, "shift": self._parameter(run, "shift")}
+        numbers = {"mean": coefficients.mean, "a": coefficients.a, "shift": self._parameter(run, "shift")}
         y = self.backend.channelwise(batchnorm.FORWARD, {"z": z}, numbers)
-        return ForwardResult(y, _NormalisedSaved(saved, z, by))
+        return ForwardResult(y, _NormalisedSaved(saved, z, coefficients))
 
     def backward(
         self, runs: Sequence[PassContext[Array]], saved: Iterator[Any], grads: Iterator[Any], precision: Precision
     ) -> Iterator[BackwardResult[Array]]:
         backend, run, exponent = self.backend, runs[0], self._parameter(runs[0], "exponent")
         errors = [*grads]
-        of_weights, zs, (by, *_) = map(list, zip(*saved, strict=True))
+        of_weights, zs, (coefficients, *_) = map(list, zip(*saved, strict=True))
         frames, n = self._frames(run, zs[0])
         if precision == "reproducible":
             bits = batchnorm.norm_error_bits(self._summands(run, zs[0]))
@@ -169,10 +169,10 @@ class Normalised(Step[Array]):
                 errors[i], _ = backend.error_grid(errors[i], bits, largest)
         moments = (backend.error_moments(error, z, exponent) for error, z in zip(errors, zs, strict=True))
         of_all, slope, grad_scale, grad_shift = backend.of_channels(
-            batchnorm.way_back, all_reduce_sum(backend, runs, moments), exponent, by, *frames, n=n,
+            batchnorm.way_back, all_reduce_sum(backend, runs, moments), exponent, coefficients, *frames, n=n,
             training=run.training,
         )  # fmt: skip
-        numbers = {"mean": by.mean, "a": by.a, "of_all": of_all, "slope": slope}
+        numbers = {"mean": coefficients.mean, "a": coefficients.a, "of_all": of_all, "slope": slope}
         dzs = (self._dz(run, zs.pop(0), errors.pop(0), numbers) for run in runs)
         results = self.weights.backward(runs, (of_weights.pop(0) for _ in runs), dzs, precision)
         batch_gradients = {f"{self.name}.scale": grad_scale, f"{self.name}.shift": grad_shift}
@@ -183,7 +183,7 @@ class Normalised(Step[Array]):
         return self._mask_padding(run, self.backend.channelwise(batchnorm.BACKWARD, {"z": z, "dy": error}, numbers))
 
     def statistics(self, saved: Any) -> Mapping[str, Array]:
-        mean, variance = saved.by.batch
+        mean, variance = saved.coefficients.batch
         return {f"{self.name}.mean": mean, f"{self.name}.variance": variance}
 
     def _parameter(self, run: PassContext[Array], name: str) -> Array:
@@ -349,7 +349,7 @@ class Population(Step[Array]):
         (`Resumed.after`)."""
         backend, equations = self.backend, self.equations[run.training]
         learned = backend.broadcast_all(equations, self.learned(run), inputs[0].shape[1:])
-        outer_indices, loop_indices = self._at
+        outer_indices, loop_indices = self._input_indices
         states = tuple(equations.forward.states)
         names = [*step_equations.outputs]
         outputs, state_names = names[: len(names) - len(states)], names[len(names) - len(states) :]
@@ -380,7 +380,7 @@ class Population(Step[Array]):
         return self.backend.silence(shape), *(self.backend.zeros(shape) for _ in states)
 
     @cached_property
-    def _at(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    def _input_indices(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
         """Which inputs of the equations come from other nodes, and which come from the recurrent weights."""
         names, loop_names = (
             [edge.source for edge in self.bound_nodes[0].node.inputs],
@@ -468,7 +468,7 @@ class Recurrent(Population[Array]):
     def backward(
         self, runs: Sequence[PassContext[Array]], saved: Iterator[Any], grads: Iterator[Any], precision: Precision
     ) -> Iterator[BackwardResult[Array]]:
-        outer_indices, loop_indices = self._at
+        outer_indices, loop_indices = self._input_indices
         names = self.equations[runs[0].training].errors
         slices = [self._propagated_back(run, next(saved), next(grads), precision) for run in runs]
         gradients = self.gradients(runs, [terms for _, terms, _ in slices], precision)
@@ -492,7 +492,7 @@ class Recurrent(Population[Array]):
         self, run: PassContext[Array], saved: Any, grad: Array, precision: Precision
     ) -> tuple[Mapping[str, Array], Mapping[str, Array], Array]:
         """The results of `propagate`, and the spikes one step before each step."""
-        outer_indices, _ = self._at
+        outer_indices, _ = self._input_indices
         equations, residuals, first = self._backward_inputs(run, saved)
         values = self.bound_nodes[0].inputs
         static = {equations.errors[j] for j in outer_indices if values[j].static and run.steps > 1}
@@ -521,7 +521,7 @@ class Recurrent(Population[Array]):
 
         The errors of `static` inputs are sums over the steps.
         """
-        backend, equations, (_, loop_indices) = self.backend, self.way_back(run, residuals), self._at
+        backend, equations, (_, loop_indices) = self.backend, self.way_back(run, residuals), self._input_indices
         shape = error.shape[1:]
         step_equations, states = equations.backward_step(static)
         varying = [name for name in dict.fromkeys(equations.errors) if name not in static]
@@ -661,13 +661,13 @@ class Segment(Generic[Array]):
     Attributes:
         steps: the steps, in order.
         sources: names of the outputs of other segments that they read.
-        done: names of those sources that no later segment reads.
+        released: names of those sources that no later segment reads.
         outputs: names of the outputs that are kept: the population, what other segments read, the network's output.
     """
 
     steps: tuple[Step[Array], ...]
     sources: tuple[str, ...]
-    done: tuple[str, ...]
+    released: tuple[str, ...]
     outputs: tuple[str, ...]
 
     @cached_property
@@ -755,15 +755,15 @@ def _plan(backend: Operations[Any], network: Network, of_input: bool, fused: boo
         elif not isinstance(node.op, Input):
             singles[node.name] = _single(backend, bound_node, needed, projections.get(node.name))
     steps: list[Step[Any]] = []
-    done: set[str] = set()
+    covered: set[str] = set()
     fusions = backend.fusions if fused else ()
     position = {bound_node.node.name: number for number, bound_node in enumerate(network.bound_nodes)}
     for name, single in reversed(singles.items()):
-        if name not in done:
+        if name not in covered:
             chain = _chain(network, position, singles, name)
             fused_steps = (step for fusion in fusions if (step := fusion(chain)) is not None)
             steps.append(next(fused_steps, single))
-            done.update(bound_node.node.name for bound_node in steps[-1].bound_nodes)
+            covered.update(bound_node.node.name for bound_node in steps[-1].bound_nodes)
     source = next(node.name for node in network.nodes if isinstance(node.op, Input))
     return Plan(_segments(steps[::-1]), source, network.nodes[-1].name, _uses(network))
 
@@ -815,11 +815,11 @@ def _chain(
     """The longest chain up to a node, with no population before it, in which only the next step reads each step."""
     chain = [singles[name]]
     while len(sources := chain[0].sources) == 1:
-        previous = singles.get(sources[0])
+        source_step = singles.get(sources[0])
         delayed = any(chain[0].delays)
-        if previous is None or delayed or previous.fires or network.readers[previous.name] != (chain[0].name,):
+        if source_step is None or delayed or source_step.fires or network.readers[source_step.name] != (chain[0].name,):
             break
-        chain.insert(0, previous)
+        chain.insert(0, source_step)
     # A step that computes the chain stands where its last node stood. The readers of a source must keep the order of
     # the nodes, because their errors are added in this order. So the chain must not pass another reader of its source.
     first, last = position[chain[0].name], position[name]
@@ -840,7 +840,7 @@ def _segments(steps: Sequence[Step[Any]]) -> tuple[Segment[Any], ...]:
     for i, part in enumerate(parts):
         names = {step.name for step in part}
         sources = dict.fromkeys(source for step in part for source in step.sources if source not in names)
-        done = tuple(source for source in sources if last_read[source] == i)
+        released = tuple(source for source in sources if last_read[source] == i)
         outputs = tuple(step.name for step in part if step.fires or last_read[step.name] > i)
-        segments.append(Segment(tuple(part), tuple(sources), done, outputs))
+        segments.append(Segment(tuple(part), tuple(sources), released, outputs))
     return tuple(segments)

@@ -40,10 +40,10 @@ class Frozen(dict[str, Array]):
         super().__init__(weights)
         self._conversions: dict[Hashable, Any] = {}
 
-    def converted(self, key: Hashable, make: Callable[[], Conversion]) -> Conversion:
-        """The result of the first call of `make` with this key."""
+    def converted(self, key: Hashable, convert: Callable[[], Conversion]) -> Conversion:
+        """The result of the first call of `convert` with this key."""
         if key not in self._conversions:
-            self._conversions[key] = make()
+            self._conversions[key] = convert()
         conversion: Conversion = self._conversions[key]
         return conversion
 
@@ -85,9 +85,10 @@ class PassContext(Generic[Array]):
         """Whether gains for training apply."""
         return self.dropout is not None
 
-    def converted(self, key: Hashable, make: Callable[[], Conversion]) -> Conversion:
-        """The result of `make` for the weights. If the weights are frozen, the first result for this key is reused."""
-        return self.weights.converted(key, make) if isinstance(self.weights, Frozen) else make()
+    def converted(self, key: Hashable, convert: Callable[[], Conversion]) -> Conversion:
+        """The result of `convert` for the weights. If the weights are frozen, the first result for this key is
+        reused."""
+        return self.weights.converted(key, convert) if isinstance(self.weights, Frozen) else convert()
 
 
 class Deferred(ABC, Generic[Array]):

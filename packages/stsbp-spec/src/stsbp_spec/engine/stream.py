@@ -54,7 +54,7 @@ class Stream(Generic[Array]):
     def reset(self) -> None:
         """Start again. All neurons are at rest, delays are empty, and there is no image."""
         self.steps = 0
-        self._carried: dict[str, tuple[Array, ...]] = {}
+        self._kept_states: dict[str, tuple[Array, ...]] = {}
         self._layer_states: list[tuple[Array, Array]] = []
         self._image: Array | None = None
 
@@ -73,11 +73,11 @@ class Stream(Generic[Array]):
             ShapeError: the inputs do not fit the network, or there has not been an image yet.
         """
         x = self._encoded(inputs)
-        layer_states, carried = self._go_on(x, self._carried)
+        layer_states, next_states = self._go_on(x, self._kept_states)
         spikes, potentials = layer_states[-1]
         # Computations on the device may fail only when their result is read.
         output = self._potentials(potentials) if self._network.has_readout else self._spikes(spikes)
-        self._layer_states, self._carried = layer_states, carried
+        self._layer_states, self._kept_states = layer_states, next_states
         self._image = x if self._network.coding == "direct" else None
         self.steps += 1
         return output

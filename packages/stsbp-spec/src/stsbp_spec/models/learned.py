@@ -43,8 +43,8 @@ class Learned:
                 raise SpecError(f"{name} of a learned parameter must be 0 or from 2^-100 to 2^100, got {value:g}")
             object.__setattr__(self, name, rounded)
         if not self.low <= self.initial <= self.high or self.low == self.high:
-            ends = f"low, {self.low:g}, and high, {self.high:g}"
-            raise SpecError(f"initial of a learned parameter must be between {ends}, got {self.initial:g}")
+            bounds_text = f"low, {self.low:g}, and high, {self.high:g}"
+            raise SpecError(f"initial of a learned parameter must be between {bounds_text}, got {self.initial:g}")
         if self.per not in ("layer", "channel"):
             raise SpecError(f"per is 'layer' or 'channel', got {shown(self.per)}")
 
@@ -57,6 +57,6 @@ class Learned:
         return np.full(self.shape(output), self.initial, np.float32)
 
 
-def learned_name(place: int, name: str) -> str:
-    """A population's name for a learned parameter of the filter of its projection number `place`."""
-    return name if place == 0 else f"{name}{place + 1}"
+def learned_name(index: int, name: str) -> str:
+    """A population's name for a learned parameter of the filter of its projection number `index`."""
+    return name if index == 0 else f"{name}{index + 1}"

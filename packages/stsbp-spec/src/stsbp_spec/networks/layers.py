@@ -64,10 +64,10 @@ def _check_recurrent(synapse: object) -> None:
         raise SpecError("a recurrence has no batch normalisation; give it to the layer's own weights")
     if isinstance(synapse, Conv2d):
         rows, columns = synapse.kernels
-        plain = Conv2d(
+        required = Conv2d(
             synapse.channels, synapse.kernel, padding=(rows // 2, columns // 2), weight_bits=synapse.weight_bits
         )
-        if rows % 2 == 0 or columns % 2 == 0 or synapse != plain:
+        if rows % 2 == 0 or columns % 2 == 0 or synapse != required:
             raise SpecError(f"a recurrent convolution has an odd kernel k, stride 1 and padding k // 2, got {synapse}")
 
 

@@ -65,9 +65,9 @@ class Residuals(NamedTuple):
 def unfold(conv: Conv2d, frames: AnyArray) -> AnyArray:
     """`[n, C, H, W]` to windows `[n, H', W', C * rows * columns]`."""
     padded = np.pad(frames, ((0, 0), (0, 0), *((pad, pad) for pad in conv.paddings)))
-    (down, across), (rows_apart, columns_apart) = conv.strides, conv.dilations
+    (row_stride, column_stride), (row_dilation, column_dilation) = conv.strides, conv.dilations
     view = np.lib.stride_tricks.sliding_window_view(padded, conv.extents, axis=(2, 3))
-    view = view[:, :, ::down, ::across, ::rows_apart, ::columns_apart].transpose(0, 2, 3, 1, 4, 5)
+    view = view[:, :, ::row_stride, ::column_stride, ::row_dilation, ::column_dilation].transpose(0, 2, 3, 1, 4, 5)
     return view.reshape(*view.shape[:3], -1)
 
 
@@ -80,11 +80,11 @@ def fold(conv: Conv2d, windows: AnyArray, shape: Shape) -> AnyArray:
     padded = np.zeros((n, c, h + 2 * top, w + 2 * left), windows.dtype)
     axes = list(zip(sizes, conv.strides, conv.dilations, strict=True))
     for tap in np.ndindex(conv.kernels):
-        down, across = (
-            slice(at * apart, at * apart + (size - 1) * stride + 1, stride)
-            for at, (size, stride, apart) in zip(tap, axes, strict=True)
+        rows, columns = (
+            slice(index * dilation, index * dilation + (size - 1) * stride + 1, stride)
+            for index, (size, stride, dilation) in zip(tap, axes, strict=True)
         )
-        padded[:, :, down, across] += windows[..., *tap].transpose(0, 3, 1, 2)
+        padded[:, :, rows, columns] += windows[..., *tap].transpose(0, 3, 1, 2)
     return padded[:, :, top : top + h, left : left + w]
 
 

@@ -108,7 +108,14 @@ def kernels(surrogate: Recurrence) -> Kernels:
 
     @cached_njit(error_model="numpy")
     def list_used(
-        u: Float32, y: int, size: int, vth: np.float32, p: Float32, row: Float32, places: Int32, ends: Int32
+        u: Float32,
+        y: int,
+        size: int,
+        vth: np.float32,
+        p: Float32,
+        row: Float32,
+        used_channels: Int32,
+        pixel_ends: Int32,
     ) -> int:
         """List the used elements of row `y` after the pooling; returns their number.
 
@@ -119,11 +126,11 @@ def kernels(surrogate: Recurrence) -> Kernels:
             vth: threshold.
             p: parameters of the surrogate derivative.
             row: scratch memory, `[W C]`.
-            places: filled with the channels, pixel by pixel.
-            ends: filled with the end of each pixel's channels, `[W // size]`.
+            used_channels: filled with the channels, pixel by pixel.
+            pixel_ends: filled with the end of each pixel's channels, `[W // size]`.
         """
         channels = u.shape[2]
-        columns = len(ends)
+        columns = len(pixel_ends)
         n = 0
         for i in range(size):
             potentials = u[y * size + i].reshape(-1)
@@ -137,9 +144,9 @@ def kernels(surrogate: Recurrence) -> Kernels:
                     row[first + channel] = min(row[first + channel], row[first + j * channels + channel])
             for channel in range(channels):
                 channel_distance = row[first + channel]
-                places[n] = channel
+                used_channels[n] = channel
                 n += used(p, channel_distance)
-            ends[x] = n
+            pixel_ends[x] = n
         return n
 
     @cached_njit(parallel=True, error_model="numpy")

@@ -97,7 +97,7 @@ def list_spikes(
 @cached_njit()
 def list_by_channel(
     frame: UInt8, size: int, mask: UInt8, masked: int, tables: tuple[UInt8, AnyArray, AnyArray, Float32, Int32],
-    row_width: int, low: int, high: int, cells: Int32, values: Float32, ends: Int32,
+    row_width: int, low: int, high: int, cells: Int32, values: Float32, channel_ends: Int32,
 ) -> None:  # fmt: skip
     """List the non-zero inputs of some rows of a frame channel by channel, each in the order of memory.
 
@@ -108,24 +108,24 @@ def list_by_channel(
         cells: filled with `y row_width + x` of each spike, 1-d: `C` lists, each with room for at least
             `(high - low) (W // size)` entries.
         values: filled with the pooled values, in the same places.
-        ends: filled with the end of each channel's list after each of these rows, `[H // size, C]`.
+        row_ends: filled with the end of each channel's list after each of these rows, `[H // size, C]`.
     """
-    channels = ends.shape[1]
+    channels = channel_ends.shape[1]
     valid, columns_of, channels_of, row, elements = tables
     scale, flat_frame, flat_mask = np.float32(1 / (size * size)), frame.reshape(-1), mask.reshape(-1)
     room = len(cells) // channels
     for y in range(low, high):
         _entering_row(flat_frame, y, frame.shape[1] * channels, channels, size, flat_mask, masked, row)
-        channel_ends = ends[y]
+        row_ends = channel_ends[y]
         for c in range(channels):
-            channel_ends[c] = ends[y - 1, c] if y > low else c * room
+            row_ends[c] = channel_ends[y - 1, c] if y > low else c * room
         for k in range(list_set(row, NONE, len(valid), valid, NONE, size - 1, NONE, ONE, elements, NONE)):
             j = np.uint32(elements[k])
             c = channels_of[j]
-            n = np.uint32(channel_ends[c])
+            n = np.uint32(row_ends[c])
             cells[n] = y * row_width + columns_of[j]
             values[n] = row[j] * scale
-            channel_ends[c] = n + _ONE
+            row_ends[c] = n + _ONE
 
 
 @cached_njit()

@@ -111,8 +111,8 @@ class Loss(metaclass=Guarded):
         o, target = (np.broadcast_to(x, shape) for x in (spikes, targets))
         distances, sample_lengths = np.empty(shape[1:-1]), np.broadcast_to(lengths, shape[1:-1])
         for length in np.unique(sample_lengths):
-            which = sample_lengths == length
-            distances[which] = self.distance(o[:length, which], target[:length, which], psp)
+            selected = sample_lengths == length
+            distances[selected] = self.distance(o[:length, selected], target[:length, selected], psp)
         return distances
 
     def measure(self, p: Names, x: Names) -> Expr | None:
@@ -136,8 +136,8 @@ class Loss(metaclass=Guarded):
             p: tuple[Any, ...] = tuple(np.float64(x) for x in _by_name(self, self.constants(psp, len(spikes), 1)))
         else:
             sample_lengths = np.broadcast_to(lengths, shape[1:-1])
-            within = inside(sample_lengths, shape[0])[..., None]
-            o, target = o * within, target * within
+            is_inside = inside(sample_lengths, shape[0])[..., None]
+            o, target = o * is_inside, target * is_inside
             p = tuple(x[..., None] for x in self.constants_of(psp, sample_lengths, 1).values())
         count, target_count = o.sum(axis=0), target.sum(axis=0)
         states: tuple[Any, ...] = tuple(np.zeros(shape[1:]) for _ in self.states)
@@ -148,7 +148,7 @@ class Loss(metaclass=Guarded):
                     states, (r,) = forward(*p, step_outputs, step_targets, *states)
                 _, (step_outputs[...],) = measured(*p, step_outputs, step_targets, count, target_count, r)
         if lengths is not None:
-            o = np.where(within, o, 0.0)
+            o = np.where(is_inside, o, 0.0)
         if not np.isfinite(o).all():
             step = int(np.argwhere(~np.isfinite(o))[0][0])
             raise NumericError(f"the loss {self.name} measures a distance that is not finite, first at step {step}")

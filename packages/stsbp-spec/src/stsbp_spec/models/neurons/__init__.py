@@ -68,13 +68,13 @@ def with_parameters(neuron: NeuronModel, texts: Mapping[str, str]) -> NeuronMode
     """
     # A text that says what is so needs no reading: the model or the surrogate may have no name of its own.
     written = neuron.written()
-    values = {key: _read(neuron, key, text) for key, text in texts.items() if written.get(key) != text}
+    values = {key: _read_parameter(neuron, key, text) for key, text in texts.items() if written.get(key) != text}
     if not values:
         return neuron
     return _with_values(type(neuron), {**{name: getattr(neuron, name) for name in parameters(neuron)}, **values})
 
 
-def _read(neuron: NeuronModel, key: str, text: str) -> Any:
+def _read_parameter(neuron: NeuronModel, key: str, text: str) -> Any:
     """The value of one parameter."""
     if isinstance(neuron, StoredNeuron):
         raise SpecError(

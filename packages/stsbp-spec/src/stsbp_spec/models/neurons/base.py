@@ -130,8 +130,8 @@ class NeuronModel(metaclass=Guarded):
             return []
         p, s = placeholders("p", (*self.constants(), *learned)), placeholders("s", self.states)
         step = self.step(p, s, variable("i"))
-        read = free_variables([*step.states.values(), step.u, step.spike])
-        return [name for name in learned if f"p.{name}" not in read]
+        names_read = free_variables([*step.states.values(), step.u, step.spike])
+        return [name for name in learned if f"p.{name}" not in names_read]
 
     @abstractmethod
     def constants(self) -> Mapping[str, float | np.float32]:

@@ -61,7 +61,7 @@ def as_text(neuron: NeuronModel) -> str:
         roots |= {"current": adjoint.current, **{f"d.{name}": x for name, x in adjoint.carried.items()}}
         roots |= {f"l.{name}": x for name, x in adjoint.learned.items()}
     # Older texts have no gain. A text without one means the gain `normalised`.
-    plain = ("psp_gain",) if neuron.psp_gain == "normalised" else ()
+    omitted = ("psp_gain",) if neuron.psp_gain == "normalised" else ()
     parameters = [parameter.name for parameter in fields(neuron)]  # type: ignore[arg-type]
     data = {
         "name": neuron.name,
@@ -71,8 +71,8 @@ def as_text(neuron: NeuronModel) -> str:
         "learned": {name: [x.initial.hex(), x.low.hex(), x.high.hex(), x.per] for name, x in neuron.learned().items()},
         "surrogate": described(surrogate),
         **written({"tau_s": neuron.tau_s, "tau_rise": neuron.tau_rise, "threshold": neuron.threshold}),
-        "parameters": {name: str(getattr(neuron, name)) for name in parameters if name not in plain},
-        **({} if plain else {"psp_gain": neuron.psp_gain}),
+        "parameters": {name: str(getattr(neuron, name)) for name in parameters if name not in omitted},
+        **({} if omitted else {"psp_gain": neuron.psp_gain}),
         **nodes_of(roots),
     }
     return dumped(data)

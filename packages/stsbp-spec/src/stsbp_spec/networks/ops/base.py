@@ -18,7 +18,7 @@ import numpy as np
 from stsbp_spec.contract.arrays import NUMPY, ArrayArithmetic
 from stsbp_spec.contract.grid import EXACT_LIMIT_BITS, MAX_WEIGHT_BITS, MIN_WEIGHT_BITS
 from stsbp_spec.errors import ExactnessError, SpecError
-from stsbp_spec.networks.ops.axes import PerAxis, both, per_axis
+from stsbp_spec.networks.ops.axes import PerAxis, per_axis, rows_and_columns
 from stsbp_spec.networks.ops.batchnorm import BatchNorm
 from stsbp_spec.networks.ops.psp import IDENTITY, PSP, Biased, SynapticFilter
 from stsbp_spec.typing import Array, Int64, Shape
@@ -149,7 +149,7 @@ class Pool2d(Passing):
     @property
     def sizes(self) -> tuple[int, int]:
         """Rows and columns of the window."""
-        return both(self.size)
+        return rows_and_columns(self.size)
 
     @property
     def area(self) -> int:

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 
 from stsbp_spec.contract.grid import MAX_WEIGHT_BITS
 from stsbp_spec.errors import SpecError
-from stsbp_spec.networks.ops.axes import PerAxis, both, per_axis, written
+from stsbp_spec.networks.ops.axes import PerAxis, per_axis, rows_and_columns, written
 from stsbp_spec.networks.ops.base import Weighted, normalisation, weight_bits
 from stsbp_spec.networks.ops.batchnorm import BatchNorm
 from stsbp_spec.typing import Shape
@@ -55,8 +55,8 @@ class Conv2d(Weighted):
     def __post_init__(self) -> None:
         for name in ("channels", "groups"):
             object.__setattr__(self, name, integer_between(f"a convolution's {name}", getattr(self, name), 1))
-        for name, least in (("kernel", 1), ("stride", 1), ("padding", 0), ("dilation", 1)):
-            object.__setattr__(self, name, per_axis(f"a convolution's {name}", getattr(self, name), least))
+        for name, lower in (("kernel", 1), ("stride", 1), ("padding", 0), ("dilation", 1)):
+            object.__setattr__(self, name, per_axis(f"a convolution's {name}", getattr(self, name), lower))
         object.__setattr__(self, "weight_bits", weight_bits(self.weight_bits))
         object.__setattr__(self, "bias", truth("bias", self.bias))
         object.__setattr__(self, "norm", normalisation(self.norm, bias=self.bias))
@@ -69,28 +69,28 @@ class Conv2d(Weighted):
     @property
     def kernels(self) -> tuple[int, int]:
         """Rows and columns of the kernel."""
-        return both(self.kernel)
+        return rows_and_columns(self.kernel)
 
     @property
     def strides(self) -> tuple[int, int]:
         """Step of the kernel along rows and columns."""
-        return both(self.stride)
+        return rows_and_columns(self.stride)
 
     @property
     def paddings(self) -> tuple[int, int]:
         """Zero rows above and below, and zero columns on each side."""
-        return both(self.padding)
+        return rows_and_columns(self.padding)
 
     @property
     def dilations(self) -> tuple[int, int]:
         """Distance on the input between neighbouring kernel elements, along rows and along columns."""
-        return both(self.dilation)
+        return rows_and_columns(self.dilation)
 
     @property
     def extents(self) -> tuple[int, int]:
         """Number of rows and columns of the input that the kernel covers."""
-        (rows, columns), (down, across) = self.kernels, self.dilations
-        return down * (rows - 1) + 1, across * (columns - 1) + 1
+        (rows, columns), (row_dilation, column_dilation) = self.kernels, self.dilations
+        return row_dilation * (rows - 1) + 1, column_dilation * (columns - 1) + 1
 
     @property
     def area(self) -> int:
@@ -101,8 +101,8 @@ class Conv2d(Weighted):
     @property
     def square(self) -> bool:
         """Whether rows and columns are treated in the same way, without dilation and groups."""
-        alike = all(isinstance(number, int) for number in (self.kernel, self.stride, self.padding))
-        return alike and self.dilation == 1 and self.groups == 1
+        equal_axes = all(isinstance(number, int) for number in (self.kernel, self.stride, self.padding))
+        return equal_axes and self.dilation == 1 and self.groups == 1
 
     @property
     def _dilated(self) -> str:

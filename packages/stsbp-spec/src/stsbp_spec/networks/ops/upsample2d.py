@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from stsbp_spec.errors import SpecError
-from stsbp_spec.networks.ops.axes import PerAxis, both, per_axis
+from stsbp_spec.networks.ops.axes import PerAxis, per_axis, rows_and_columns
 from stsbp_spec.networks.ops.base import Passing, Values
 from stsbp_spec.typing import Int64, Shape
 
@@ -32,7 +32,7 @@ class Upsample2d(Passing):
     @property
     def factors(self) -> tuple[int, int]:
         """Number of repetitions of each row and of each column."""
-        return both(self.factor)
+        return rows_and_columns(self.factor)
 
     def infer(self, *inputs: Values) -> Values:
         """The values of the input, repeated."""
