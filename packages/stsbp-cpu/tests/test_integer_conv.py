@@ -86,7 +86,7 @@ def test_chosen_weights_are_integers_of_twelve_bits() -> None:
     rng = np.random.default_rng(0)
     integers = rng.integers(-2047, 2048, (40, 3, 5, 2)).astype(np.float32)
     integers[0, 0, 0, 0] = 2047
-    weights = integer_conv.chosen(integers * np.float32(2.0**-9), (5, 2))
+    weights = integer_conv.integer_weights(integers * np.float32(2.0**-9), (5, 2))
     rows = weights.w.reshape(-1, 64)
     assert weights.unit == 2.0**-9
     assert np.array_equal(rows[:-1, :40].reshape(5, 2, 3, 40), integers.transpose(2, 3, 1, 0))
@@ -99,7 +99,7 @@ def test_chosen_weights_of_a_coarse_grid_are_in_its_units(spare: int) -> None:
     """In units of 12 bits, sums of many such weights would not fit in 32 bits."""
     integers = np.random.default_rng(1).integers(-(2047 >> spare), (2047 >> spare) + 1, (33, 40)).astype(np.float32)
     integers[0, 0] = 2047 >> spare
-    weights = integer_conv.chosen(integers * np.float32(0.25), (2, 5))
+    weights = integer_conv.integer_weights(integers * np.float32(0.25), (2, 5))
     assert weights.unit == 0.25
     assert np.abs(weights.w).max() == 2047 >> spare
     assert np.array_equal(
@@ -108,7 +108,7 @@ def test_chosen_weights_of_a_coarse_grid_are_in_its_units(spare: int) -> None:
 
 
 def test_chosen_weights_that_are_all_zero() -> None:
-    assert not integer_conv.chosen(np.zeros((3, 4), np.float32), (1, 1)).w.any()
+    assert not integer_conv.integer_weights(np.zeros((3, 4), np.float32), (1, 1)).w.any()
 
 
 def test_sixteen_of_the_largest_weights_add_up() -> None:

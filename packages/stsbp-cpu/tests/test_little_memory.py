@@ -28,7 +28,7 @@ def test_a_step_takes_no_more_than_this_share_of_what_is_kept(
     """In `reproducible` precision parts wait for each other with their errors, but without their potentials."""
     # Of 24 samples 4 are computed at a time.
     sample = kept_bytes(NETWORK, STEPS)
-    monkeypatch.setattr(rules, "_AT_ONCE", 4 * sample)
+    monkeypatch.setattr(rules, "_GROUP_BYTES", 4 * sample)
     random = np.random.default_rng(1)
     inputs = (random.random((STEPS, BATCH, *NETWORK.input_shape)) < 0.2).astype(np.uint8)
     batch = Batch(inputs, (random.random((STEPS, BATCH, 5)) < 0.3).astype(np.uint8))

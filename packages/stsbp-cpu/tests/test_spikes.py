@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from stsbp_cpu.equations.vectors import LANES, ROOM
 from stsbp_cpu.ops.sparse.kernels import _unpool
-from stsbp_cpu.ops.sparse.spikes import list_by_channel, list_present, list_spikes, row_positions
+from stsbp_cpu.ops.sparse.spikes import list_by_channel, list_nonzero, list_spikes, row_positions
 from stsbp_spec.typing import AnyArray, Float32, UInt8
 
 FRAMES = {"two channels": (9, 34, 2), "twelve": (7, 15, 12), "whole words": (4, 6, 64), "one pixel": (3, 3, 1)}
@@ -60,7 +60,7 @@ def test_a_run_is_listed(count: int, dtype: type) -> None:
     rng = np.random.default_rng(count)
     x: AnyArray = rng.integers(0, 3, count).astype(dtype)
     places, values = np.zeros(count + ROOM, np.int32), np.zeros(count, np.float32)
-    n = list_present(x, places, values)
+    n = list_nonzero(x, places, values)
     assert np.array_equal(places[:n], np.flatnonzero(x))
     assert np.array_equal(values[:n], x[x != 0].astype(np.float32))
 

@@ -56,8 +56,8 @@ class Noting(NumpyBackend):
 
 @pytest.fixture
 def three_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(rules, "_AT_ONCE", 4 * SAMPLE - 1)
-    monkeypatch.setattr(rules, "_MUCH", 4 * SAMPLE - 1)
+    monkeypatch.setattr(rules, "_GROUP_BYTES", 4 * SAMPLE - 1)
+    monkeypatch.setattr(rules, "_RECOMPUTE_BYTES", 4 * SAMPLE - 1)
 
 
 def _step(
@@ -75,10 +75,10 @@ def test_what_a_sample_keeps_is_potentials_spikes_and_inputs() -> None:
 
 
 def test_parts_are_equal_and_keep_no_more_than_they_may(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(rules, "_AT_ONCE", 4 * SAMPLE)
+    monkeypatch.setattr(rules, "_GROUP_BYTES", 4 * SAMPLE)
     sizes = [samples_at_once(NETWORK, STEPS, samples) for samples in (0, 1, 4, 5, 8, 9, 13)]
     assert sizes == [1, 1, 4, 3, 4, 3, 4]
-    monkeypatch.setattr(rules, "_AT_ONCE", 1)
+    monkeypatch.setattr(rules, "_GROUP_BYTES", 1)
     assert samples_at_once(NETWORK, STEPS, 9) == 1
 
 
@@ -131,8 +131,8 @@ def test_a_part_goes_both_ways_before_the_next_where_nothing_is_asked(
 
 
 def test_of_much_a_bit_a_spike_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(rules, "_AT_ONCE", 4 * SAMPLE - 1)
-    monkeypatch.setattr(rules, "_MUCH", 3 * SAMPLE - 1)
+    monkeypatch.setattr(rules, "_GROUP_BYTES", 4 * SAMPLE - 1)
+    monkeypatch.setattr(rules, "_RECOMPUTE_BYTES", 3 * SAMPLE - 1)
     backend = Noting()
     _step(NETWORK, "fast", "low", backend=backend)
     assert [n for event, n in backend.noted if event == "bits"] == [3, 3, 3, 3, 3, 3, 1, 1, 1]

@@ -361,9 +361,9 @@ def test_what_reads_the_device_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_several_processes_are_refused() -> None:
-    from stsbp_spec.distributed.collective import Through
+    from stsbp_spec.distributed.collective import WrappedCollective
 
-    class Two(Through[torch.Tensor]):
+    class Two(WrappedCollective[torch.Tensor]):
         def __init__(self) -> None:
             self.rank, self.size = 0, 2
 

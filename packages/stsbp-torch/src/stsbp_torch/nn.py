@@ -77,7 +77,7 @@ __all__ = [
     "spike_loss",
 ]
 
-_HOW_FINE = (
+_GRID_HINT = (
     "; input_exponent says how fine they are (0: spikes, 2: spikes after 2x2 pooling, 8: images of value x / 256), "
     "input_max how large. For any real numbers, use torch.nn.Linear or torch.nn.Conv2d, and LIF() behind it"
 )
@@ -104,7 +104,7 @@ class Output(NamedTuple):
     layer_spikes: dict[str, torch.Tensor]
 
 
-_ANY = 2.0**16
+_UNLIMITED = 2.0**16
 """A largest value that is too large for spikes and counts."""
 
 
@@ -513,7 +513,7 @@ class _Spiking(torch.nn.Module):
         checked_by = "" if checked else self._get_name()
         full_results = full or state is not None
         settings = TorchSegmentSettings(
-            steps, True, precision=precision, full=full_results, checked=checked_by, hint=_HOW_FINE
+            steps, True, precision=precision, full=full_results, checked=checked_by, hint=_GRID_HINT
         )
         results = compute(handle, settings, [s], self._ordered, _arrays(handle.states[True], state))
         _mark(results.outputs[0], self.lif.neuron.psp)
@@ -610,7 +610,7 @@ class _SpikeOperation(torch.nn.Module):
     def __init__(self, op: Passing) -> None:
         super().__init__()
         self.op = op
-        self._own = segment_key_of(StandaloneLayer((("layer", op),), Values((), maximum=_ANY)))
+        self._segment_key = segment_key_of(StandaloneLayer((("layer", op),), Values((), maximum=_UNLIMITED)))
 
     def checking(self, values: Values) -> SegmentKey:
         """A handle whose inputs can be checked against their description."""
@@ -626,7 +626,7 @@ class _SpikeOperation(torch.nn.Module):
     def forward(self, s: torch.Tensor) -> torch.Tensor:
         """Spikes `[T, B, C, H, W]` to `[T, B, C, H', W']`."""
         check_tensor(s)
-        passed = compute(self._own, TorchSegmentSettings(len(s)), [s], []).outputs[0]
+        passed = compute(self._segment_key, TorchSegmentSettings(len(s)), [s], []).outputs[0]
         _mark(passed, _missing(s))
         return passed
 
@@ -780,7 +780,7 @@ class Sequential(torch.nn.Sequential):
                 continue
             if isinstance(layer, _SpikeOperation):
                 if index == 0 and self._first is not None:
-                    settings = TorchSegmentSettings(len(s), checked="Sequential", hint=_HOW_FINE)
+                    settings = TorchSegmentSettings(len(s), checked="Sequential", hint=_GRID_HINT)
                     s = compute(self._first, settings, [s], []).outputs[0]
                 else:
                     s = layer(s)
@@ -911,7 +911,7 @@ def _counted(step: torch.Tensor) -> torch.Tensor:
         return _readable(step + 1)
 
 
-def _free(module: torch.nn.Module, name: str) -> str:
+def _free_name(module: torch.nn.Module, name: str) -> str:
     """The name of a new attribute of a module: `name` without dots, with `_` at its end if it is taken."""
     name = name.replace(".", "_")
     while hasattr(module, name):
@@ -938,12 +938,12 @@ class _SegmentLayer(_NetworkLayer):
         for name, x in parameters.items():
             owner, _, local_name = (name, "", "weight") if name in weights else name.rpartition(".")
             if owner not in modules:
-                modules[owner] = _free(self, owner)
+                modules[owner] = _free_name(self, owner)
                 self.add_module(modules[owner], torch.nn.ParameterDict())
             self._names.append((modules[owner], local_name))
             self._parameters_of(modules[owner])[local_name] = x
         for name, x in statistics.items():
-            self._statistics[name] = _free(self, name)
+            self._statistics[name] = _free_name(self, name)
             self.register_buffer(self._statistics[name], x)
 
     def _parameters_of(self, module: str) -> torch.nn.ParameterDict:
@@ -1056,7 +1056,7 @@ class Network(torch.nn.Module):
         parameters = {key: tensors[key] for key in torch_segment.parameters}
         projections = torch_segment.projections
         first, inputs = projections[0] if projections else None, last.bound_nodes[-1].node.inputs
-        name = _free(self, first.name if first is not None and len(projections) == 1 else last.name)
+        name = _free_name(self, first.name if first is not None and len(projections) == 1 else last.name)
         layer: _ProjectionLayer | _SegmentLayer
         if (
             first is not None

@@ -74,7 +74,7 @@ class DenseConvolution(ABC, Generic[Array]):
     layout: Layout[Array]
 
     @property
-    def bytes_by(self) -> str:
+    def byte_unit(self) -> str:
         """The unit of the processor that multiplies bytes: `tiles` (AMX), or `bytes` for vector instructions."""
         return "bytes"
 
@@ -332,7 +332,7 @@ class ConnectedBlock(FusedBlock[Array]):
         frames = layout.view(layout.laid_out(s))
         frames = frames if frames.ndim == 5 else frames[:, :, None, None]
         kernels_ = (frames.shape[2] // size, frames.shape[3] // size)
-        weights = run.converted(self.name, lambda: integer_conv.chosen(layout.view(wq), kernels_))
+        weights = run.converted(self.name, lambda: integer_conv.integer_weights(layout.view(wq), kernels_))
         u, fired = (layout.view(x)[:, :, None, None] for x in (saved["u"], spikes))
         integer_conv.forward(
             kernels.KernelInput(frames, size, NO_MASK[None], 0), weights, (0, 0), equations, u, fired,
@@ -375,7 +375,7 @@ class SparseBlock(FusedBlock[Array]):
         if kind != "sparse":
             return self.spikes_of(run, self.sums(conv_input, wq, of_bytes=kind != "floats"))
         no_potentials = layout.empty((0, conv_input.s.shape[1], *self.projection.output_shape), np.float32)
-        saved = fused.nothing_kept(equations)
+        saved = fused.empty_saved_values(equations)
         weights = run.converted(self.name, lambda: self.ready(wq))
         return self._fired(
             conv_input, weights, equations, run.steps, self.neurons.learned(run), layout.view(no_potentials), saved
@@ -386,10 +386,10 @@ class SparseBlock(FusedBlock[Array]):
         """Whether the input consists of zeros and ones and the forward pass gathers (sparse/kernels.py)."""
         return self.projection.input.maximum == 1 and kernels.gathers(self.conv)
 
-    def ready(self, wq: Array) -> Float32 | integer_conv.Chosen:
+    def ready(self, wq: Array) -> Float32 | integer_conv.IntegerWeights:
         """The weights in the form that the sparse forward pass takes."""
         w: Float32 = self.dense.layout.view(wq)
-        return integer_conv.chosen(w, self.conv.kernels) if self.chooses else w
+        return integer_conv.integer_weights(w, self.conv.kernels) if self.chooses else w
 
     def density(self, conv_input: ConvInput[Array]) -> float:
         """`ConvInput.density`, multiplied by the number of threads per sample if there are more threads than samples.
@@ -449,11 +449,11 @@ class SparseBlock(FusedBlock[Array]):
         return needed.support(self.neurons.op.model) is not None and self.conv.channels % LANES == 0
 
     def kind(self, conv_input: ConvInput[Array], density: float) -> str:
-        """How the block is computed: `sparse`, `floats`, or `DenseConvolution.bytes_by` (a convolution of bytes)."""
+        """How the block is computed: `sparse`, `floats`, or `DenseConvolution.byte_unit` (a convolution of bytes)."""
         largest = int(self.projection.input.maximum * conv_input.size**2)
         of_bytes = self.dense.takes_bytes(self.conv, self.projection.input.shape, largest)
         order = "choose" if self.chooses else "gather" if kernels.gathers(self.conv) else "scatter"
-        dense = self.dense.bytes_by if of_bytes else "floats"
+        dense = self.dense.byte_unit if of_bytes else "floats"
         if density < FORWARD_BELOW[order, dense]:
             return "sparse"
         return dense
@@ -538,7 +538,7 @@ class SparseBlock(FusedBlock[Array]):
         return spikes, NeuronResiduals(saved, spikes, static=False, learned=neuron_parameters)
 
     def _fired(
-        self, conv_input: ConvInput[Array], weights: Float32 | integer_conv.Chosen, equations: NeuronEquations,
+        self, conv_input: ConvInput[Array], weights: Float32 | integer_conv.IntegerWeights, equations: NeuronEquations,
         steps: int, learned: Mapping[str, Array], u: Float32, saved_besides_u: Float32,
     ) -> tuple[Array, dict[str, Array]]:  # fmt: skip
         """Spikes, computed by the sparse kernels, and the learned parameters of each neuron.
@@ -549,7 +549,7 @@ class SparseBlock(FusedBlock[Array]):
         spikes = layout.empty(shape, np.uint8)
         neuron_parameters = self.neurons.backend.broadcast_all(equations, learned, shape[1:])
         arrays, numbers_ = conv_input.arrays(layout), learned_numbers(layout, equations, neuron_parameters)
-        if isinstance(weights, integer_conv.Chosen):
+        if isinstance(weights, integer_conv.IntegerWeights):
             integer_conv.forward(
                 arrays, weights, self.conv.paddings, equations, u, layout.view(spikes), saved_besides_u, numbers_
             )

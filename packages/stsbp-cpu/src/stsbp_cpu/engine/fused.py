@@ -16,7 +16,12 @@ from stsbp_cpu.models.neurons import NOTHING
 from stsbp_cpu.models.populations import RecurrentWeights
 
 __all__ = [
-    "backward_all", "forward_all", "kept_arrays", "nothing_kept", "population_backward", "population_forward",
+    "backward_all",
+    "empty_saved_values",
+    "forward_all",
+    "kept_arrays",
+    "population_backward",
+    "population_forward",
     "spikes_alone",
 ]  # fmt: skip
 
@@ -31,7 +36,7 @@ def spikes_alone(
 ) -> Array:
     """The spikes of `population_forward` with one input if no backward pass follows."""
     neuron_parameters = backend.broadcast_all(equations, learned, tuple(z.shape[1:]))
-    return _fire(layout, equations, z, NOTHING, nothing_kept(equations), steps, neuron_parameters)
+    return _fire(layout, equations, z, NOTHING, empty_saved_values(equations), steps, neuron_parameters)
 
 
 def kept_arrays(layout: Layout[Array], equations: NeuronEquations, shape: Shape) -> dict[str, Array]:
@@ -39,7 +44,7 @@ def kept_arrays(layout: Layout[Array], equations: NeuronEquations, shape: Shape)
     return dict(zip(equations.kept, layout.end_to_end(len(equations.kept), shape), strict=True))
 
 
-def nothing_kept(equations: NeuronEquations) -> Float32:
+def empty_saved_values(equations: NeuronEquations) -> Float32:
     """An empty array, `[K, 1, 0]`, in place of the values that are kept besides the potentials."""
     return np.empty((len(equations.kept) - 1, 1, 0), np.float32)
 
@@ -81,9 +86,9 @@ def population_backward(
     dz = layout.empty((1 if static[0] else steps, *shape), np.float32)
     terms = dict(zip(equations.terms, layout.end_to_end(len(equations.terms), (1, *shape)), strict=True))
     error, dz_rows = layout.rows(layout.laid_out(ds)), layout.rows(dz)
-    of_learned = learned_numbers(layout, equations, residuals.learned), numbers(layout, equations.terms, terms)
+    learned_arrays = learned_numbers(layout, equations, residuals.learned), numbers(layout, equations.terms, terms)
     neurons.backward(
-        equations, layout.rows(saved["u"]), beside_u(layout, equations, saved), error, dz_rows, *of_learned
+        equations, layout.rows(saved["u"]), beside_u(layout, equations, saved), error, dz_rows, *learned_arrays
     )
     return (dz,), terms
 
@@ -150,11 +155,11 @@ def backward_all(
     saved, shape = residuals.kept, tuple(ds.shape)
     varying = [name for name in dict.fromkeys(equations.errors) if name not in static]
     summed = [*static, *equations.terms]
-    of_steps = dict(zip(varying, layout.end_to_end(len(varying), shape), strict=True))
+    step_errors = dict(zip(varying, layout.end_to_end(len(varying), shape), strict=True))
     sums = dict(zip(summed, layout.end_to_end(len(summed), (1, *shape[1:])), strict=True))
     populations.backward(
         equations, tuple(static), layout.rows(saved["u"]), beside_u(layout, equations, saved),
-        layout.rows(layout.laid_out(ds)), layout.concatenate([*of_steps.values()]), numbers(layout, summed, sums),
+        layout.rows(layout.laid_out(ds)), layout.concatenate([*step_errors.values()]), numbers(layout, summed, sums),
         learned_numbers(layout, equations, residuals.learned), loop, bits,
     )  # fmt: skip
-    return of_steps | {name: sums[name] for name in static}, {name: sums[name] for name in equations.terms}
+    return step_errors | {name: sums[name] for name in static}, {name: sums[name] for name in equations.terms}

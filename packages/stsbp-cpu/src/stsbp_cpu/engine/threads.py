@@ -15,16 +15,16 @@ class threads_for:
     Waking a thread takes longer than thousands of additions.
     """
 
-    __slots__ = ("_before", "_worth")
+    __slots__ = ("_previous", "_useful")
 
     def __init__(self, elements: int) -> None:
-        self._worth = max(1, elements // _WORTH)
+        self._useful = max(1, elements // _WORTH)
 
     def __enter__(self) -> None:
-        self._before = get_num_threads()
-        if self._worth < self._before:
-            set_num_threads(self._worth)
+        self._previous = get_num_threads()
+        if self._useful < self._previous:
+            set_num_threads(self._useful)
 
     def __exit__(self, *_: object) -> None:
-        if self._worth < self._before:
-            set_num_threads(self._before)
+        if self._useful < self._previous:
+            set_num_threads(self._previous)

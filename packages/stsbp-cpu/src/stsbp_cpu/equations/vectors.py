@@ -27,7 +27,7 @@ __all__ = [
     "ROOM",
     "SHORT_LANES",
     "add_scaled",
-    "at_a_line",
+    "aligned_empty",
     "convert_bytes",
     "copy_vectors",
     "dot",
@@ -38,8 +38,8 @@ __all__ = [
     "list_set",
     "products",
     "stream",
-    "sum_chosen",
     "sum_scaled",
+    "sum_selected",
     "view",
     "view_of_rows",
 ]  # fmt: skip
@@ -54,11 +54,11 @@ NONE, ONE = np.intp(0), np.intp(1)
 _VECTOR = ir.VectorType(ir.FloatType(), LANES)
 ROOM = 32
 """Number of additional entries for which a list must have room: see `list_set` and `join_lists`."""
-_LOOKED = 32
+_COMPARED_TOGETHER = 32
 """Number of elements that are compared with zero together."""
-_TOGETHER = 8
+_WRITTEN_TOGETHER = 8
 """Number of entries that are written to a list together."""
-_UNDER_WAY = 8
+_PIPELINED_ADDITIONS = 8
 """Number of additions that a processor executes at a time. It begins two in each cycle, and each takes four cycles."""
 
 
@@ -96,7 +96,7 @@ def _horizontal_sum(builder: Any, x: Any) -> Any:
 
 
 @njit  # type: ignore[untyped-decorator]
-def at_a_line(count: int) -> Float32:
+def aligned_empty(count: int) -> Float32:
     """`count` uninitialised float32 values that begin at a multiple of 64 bytes, so that no vector crosses a line."""
     memory = np.empty(count + LANES, np.float32)
     first = (-memory.ctypes.data % 64) // 4
@@ -341,7 +341,7 @@ def _sum_scaled(
     entries of the list are added at the same time, each in its own row of registers.
     """
     count = vectors.literal_value
-    rows = max(1, _UNDER_WAY // count)
+    rows = max(1, _PIPELINED_ADDITIONS // count)
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         yp, xp, position_pointer, scale_pointer = (
@@ -702,51 +702,51 @@ def list_set(
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         xp, mp, pp = (_pointer(context, builder, signature.args[i], arguments[i]) for i in (0, 3, 8))
         _, x_start, count, _, mask_start, masked, first, step, _, n = arguments
-        word, int32, bits = x_start.type, ir.IntType(32), ir.IntType(_LOOKED)
-        flags = ir.VectorType(ir.IntType(1), _LOOKED)
+        word, int32, bits = x_start.type, ir.IntType(32), ir.IntType(_COMPARED_TOGETHER)
+        flags = ir.VectorType(ir.IntType(1), _COMPARED_TOGETHER)
 
-        def present(pointer: Any, element_type: Any, index: Any, inside: Any) -> Any:
+        def nonzero_bits(pointer: Any, element_type: Any, index: Any, inside: Any) -> Any:
             """One bit for each of the elements from `index` on, of type `element_type`: whether the element is
             non-zero.
 
             Only the elements `inside` are read; None: all.
             """
             number = context.get_value_type(element_type)
-            lanes = ir.VectorType(number, _LOOKED)
+            lanes = ir.VectorType(number, _COMPARED_TOGETHER)
             address = builder.bitcast(builder.gep(pointer, [index]), lanes.as_pointer())
-            silent = ir.Constant(lanes, None)
+            zeros = ir.Constant(lanes, None)
             if inside is None:
                 x = builder.load(address, align=1)
             else:
                 load_type = ir.FunctionType(lanes, [lanes.as_pointer(), int32, flags, lanes])
                 letter = "f" if isinstance(element_type, types.Float) else "i"
-                name = f"llvm.masked.load.v{_LOOKED}{letter}{element_type.bitwidth}.p0"
-                careful = cgutils.get_or_insert_function(builder.module, load_type, name)
-                x = builder.call(careful, [address, ir.Constant(int32, 1), inside, silent])
+                name = f"llvm.masked.load.v{_COMPARED_TOGETHER}{letter}{element_type.bitwidth}.p0"
+                masked_load = cgutils.get_or_insert_function(builder.module, load_type, name)
+                x = builder.call(masked_load, [address, ir.Constant(int32, 1), inside, zeros])
             unequal = builder.fcmp_unordered if isinstance(element_type, types.Float) else builder.icmp_unsigned
-            return builder.bitcast(unequal("!=", x, silent), bits)
+            return builder.bitcast(unequal("!=", x, zeros), bits)
 
         end = cgutils.alloca_once_value(builder, n)
         remaining = cgutils.alloca_once(builder, bits)
 
         def list_block(begin: Any, inside: Any) -> None:
             """List the non-zero elements of the 32 elements from `begin` on."""
-            non_zero = present(xp, x.dtype, builder.add(x_start, begin), inside)
+            non_zero = nonzero_bits(xp, x.dtype, builder.add(x_start, begin), inside)
             chosen = cgutils.alloca_once_value(builder, non_zero)
             with builder.if_then(builder.icmp_signed("!=", masked, ir.Constant(word, 0))):
-                unmasked = present(mp, mask.dtype, builder.add(mask_start, begin), inside)
+                unmasked = nonzero_bits(mp, mask.dtype, builder.add(mask_start, begin), inside)
                 builder.store(builder.and_(non_zero, unmasked), chosen)
             non_zero = builder.load(chosen)
             builder.store(non_zero, remaining)
             start = builder.load(end)
             base = builder.add(first, builder.mul(begin, step))
             number = builder.zext(builder.ctpop(non_zero), word)
-            for low in range(0, _LOOKED, _TOGETHER):
+            for low in range(0, _COMPARED_TOGETHER, _WRITTEN_TOGETHER):
                 # All of these are written, even if fewer are present.
                 any_left = builder.icmp_signed(">", number, ir.Constant(word, low))
                 with builder.if_then(any_left):
                     remaining_bits = builder.load(remaining)
-                    for i in range(low, low + _TOGETHER):
+                    for i in range(low, low + _WRITTEN_TOGETHER):
                         lowest = builder.zext(builder.cttz(remaining_bits, ir.Constant(ir.IntType(1), 0)), word)
                         position = builder.trunc(builder.add(base, builder.mul(lowest, step)), int32)
                         builder.store(position, builder.gep(pp, [builder.add(start, ir.Constant(word, i))]))
@@ -754,13 +754,13 @@ def list_set(
                     builder.store(remaining_bits, remaining)
             builder.store(builder.add(start, number), end)
 
-        full_vectors = builder.sdiv(count, ir.Constant(word, _LOOKED))
+        full_vectors = builder.sdiv(count, ir.Constant(word, _COMPARED_TOGETHER))
         with cgutils.for_range(builder, full_vectors) as loop:
-            list_block(builder.mul(loop.index, ir.Constant(word, _LOOKED)), None)
-        tail_start = builder.mul(full_vectors, ir.Constant(word, _LOOKED))
+            list_block(builder.mul(loop.index, ir.Constant(word, _COMPARED_TOGETHER)), None)
+        tail_start = builder.mul(full_vectors, ir.Constant(word, _COMPARED_TOGETHER))
         with builder.if_then(builder.icmp_signed("<", tail_start, count)):
-            order = ir.Constant(ir.VectorType(int32, _LOOKED), list(range(_LOOKED)))
-            tail_length = _spread(builder, builder.trunc(builder.sub(count, tail_start), int32), _LOOKED)
+            order = ir.Constant(ir.VectorType(int32, _COMPARED_TOGETHER), list(range(_COMPARED_TOGETHER)))
+            tail_length = _spread(builder, builder.trunc(builder.sub(count, tail_start), int32), _COMPARED_TOGETHER)
             list_block(tail_start, builder.icmp_signed("<", order, tail_length))
         return builder.load(end)
 
@@ -771,9 +771,10 @@ def list_set(
 @intrinsic  # type: ignore[untyped-decorator]
 def join_lists(
     typing_context: Any, joined: Any, positions: Any, starts: Any, first: Any, columns: Any, stride: Any, shift: Any,
-    step: Any, rows: Any, silent: Any,
+    step: Any, rows: Any, padding_entry: Any,
 ) -> Any:  # fmt: skip
-    """Join parts of a list in `joined`, padded with `silent` to a multiple of eight entries; returns the padded length.
+    """Join parts of a list in `joined`, padded with `padding_entry` to a multiple of eight entries; returns the padded
+    length.
 
     Row `r < rows` contributes `positions[n] + shift + r step`, for `n` from `starts[first + r stride]` to
     `starts[first + r stride + columns]`. All arrays are 1-d and contiguous, and contain int32. `joined` has room for 32
@@ -783,7 +784,7 @@ def join_lists(
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         op, pp, sp = (_pointer(context, builder, signature.args[i], arguments[i]) for i in range(3))
-        _, _, _, first, columns, stride, shift, step, rows, silent = arguments
+        _, _, _, first, columns, stride, shift, step, rows, padding_entry = arguments
         word, int32 = first.type, ir.IntType(32)
         length = cgutils.alloca_once_value(builder, ir.Constant(word, 0))
 
@@ -804,7 +805,7 @@ def join_lists(
                 builder.store(source, vector_pointer(op, builder.add(row_start, builder.sub(n, low))), align=4)
             builder.store(builder.add(row_start, builder.sub(high, low)), length)
         end = builder.load(length)
-        builder.store(_spread(builder, builder.trunc(silent, int32)), vector_pointer(op, end), align=4)
+        builder.store(_spread(builder, builder.trunc(padding_entry, int32)), vector_pointer(op, end), align=4)
         return builder.and_(builder.add(end, ir.Constant(word, 7)), ir.Constant(word, -8))
 
     n = types.intp
@@ -812,10 +813,10 @@ def join_lists(
 
 
 @intrinsic(prefer_literal=True)  # type: ignore[untyped-decorator]
-def _sum_chosen(
+def _sum_selected(
     typing_context: Any, z: Any, z_start: Any, w: Any, shift: Any, positions: Any, count: Any, scale: Any, vectors: Any
 ) -> Any:
-    """`sum_chosen` over a constant number of `vectors`, whose sums stay in registers."""
+    """`sum_selected` over a constant number of `vectors`, whose sums stay in registers."""
     number = vectors.literal_value
     int16_vector, int32_vector = ir.VectorType(ir.IntType(16), SHORT_LANES), ir.VectorType(ir.IntType(32), LANES)
 
@@ -864,7 +865,7 @@ def _sum_chosen(
 
 
 @njit  # type: ignore[untyped-decorator]
-def sum_chosen(
+def sum_selected(
     z: Float32, z_start: int, w: Int16, positions: Int32, count: int, scale: np.float32, vectors: int
 ) -> None:
     """`z[z_start + j] = scale * sum of w[positions[n] + j]`, n below `count`, a multiple of 8, and `j < 32 vectors`.
@@ -876,11 +877,11 @@ def sum_chosen(
     while v < vectors:
         shift, z_index = SHORT_LANES * v, z_start + SHORT_LANES * v
         if vectors - v >= 4:
-            _sum_chosen(z, z_index, w, shift, positions, count, scale, 4)
+            _sum_selected(z, z_index, w, shift, positions, count, scale, 4)
             v += 4
         elif vectors - v >= 2:
-            _sum_chosen(z, z_index, w, shift, positions, count, scale, 2)
+            _sum_selected(z, z_index, w, shift, positions, count, scale, 2)
             v += 2
         else:
-            _sum_chosen(z, z_index, w, shift, positions, count, scale, 1)
+            _sum_selected(z, z_index, w, shift, positions, count, scale, 1)
             v += 1

@@ -23,7 +23,7 @@ from stsbp_cpu.engine.compiling import cached_njit
 from stsbp_cpu.engine.threads import get_num_threads
 from stsbp_cpu.equations.vectors import LANES, NONE, ROOM, sum_scaled
 from stsbp_cpu.models.neurons import NOTHING, fire_all, fired_all, propagate_all, propagated_all
-from stsbp_cpu.ops.sparse.spikes import list_present
+from stsbp_cpu.ops.sparse.spikes import list_nonzero
 
 __all__ = ["RecurrentWeights", "backward", "forward"]
 
@@ -76,7 +76,7 @@ def forward(
     order = np.full(len(zs), -1)
     order[varying + constant] = np.arange(len(varying) + len(constant))
     stacked = (_stacked([zs[j] for j in varying], neurons), _stacked([zs[j] for j in constant], neurons)[:, 0])
-    of_spikes = _padded(recurrence.weights.T if len(recurrence.weights) > 1 else recurrence.weights)
+    spike_weights = _padded(recurrence.weights.T if len(recurrence.weights) > 1 else recurrence.weights)
     step, p = fire_all(equation, len(zs)), equations.forward_numbers
     _forward(
         step,
@@ -84,7 +84,7 @@ def forward(
         *stacked,
         order,
         recurrence.input_index,
-        of_spikes,
+        spike_weights,
         _run(loop),
         len(equation.states),
         u,
@@ -260,9 +260,9 @@ def _backward(
                 if recurrent_error >= 0 and t > 0:
                     if bits > 0:
                         _round(input_errors[recurrent_error], bits)
-                    counts[c] = list_present(input_errors[recurrent_error], positions[c], scales[c])
+                    counts[c] = list_nonzero(input_errors[recurrent_error], positions[c], scales[c])
             if recurrent_error >= 0 and t > 0:
-                _send_back(v, positions, scales, counts, members, recurrent_errors, exact)
+                _propagate_recurrence(v, positions, scales, counts, members, recurrent_errors, exact)
         for c in range(members):
             low = (first + c) * length
             n = min(length, neurons - low)
@@ -288,7 +288,7 @@ def _round(x: Float32, bits: int) -> None:
 
 
 @cached_njit()
-def _send_back(
+def _propagate_recurrence(
     v: Float32,
     positions: Int32,
     scales: Float32,

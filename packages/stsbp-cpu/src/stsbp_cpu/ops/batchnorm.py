@@ -16,19 +16,19 @@ from stsbp_cpu.equations.printers import loop, pointer
 
 __all__ = ["error_moments", "moments", "normalised"]
 
-_ELEMENTS, _MOST = 65536, 16384
+_ELEMENTS, _MAX_ROWS = 65536, 16384
 """Approximate number of elements and maximum number of rows in a chunk.
 
 The sum of this many squares below 2^48 fits in an int64.
 """
-_WIDE = 64
+_MIN_ROW_SIZE = 64
 """Minimum number of elements in a row. Shorter rows are joined if possible."""
 _LOW, _SQUARE = np.int64(2**12 - 1), np.int64(2**24 - 1)
 
 
 def _chunks(rows: int, channels: int) -> tuple[int, int]:
     """Number of chunks, and number of rows in each chunk."""
-    size = max(1, min(_MOST, _ELEMENTS // channels))
+    size = max(1, min(_MAX_ROWS, _ELEMENTS // channels))
     return -(-rows // size), size
 
 
@@ -118,7 +118,7 @@ def normalised(
     channel_numbers = [numbers[name] for name in recurrence.inputs if name in numbers]
     # Short rows are joined, so that the loop over them becomes vector code.
     rows, channels = out.shape
-    if channels < _WIDE and rows % (joined := -(-_WIDE // channels)) == 0:
+    if channels < _MIN_ROW_SIZE and rows % (joined := -(-_MIN_ROW_SIZE // channels)) == 0:
         columns = [x.reshape(-1, joined * channels) for x in columns]
         out, channel_numbers = out.reshape(-1, joined * channels), [np.tile(x, joined) for x in channel_numbers]
     with threads_for(out.size):

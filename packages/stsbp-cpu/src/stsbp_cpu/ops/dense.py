@@ -43,14 +43,14 @@ def convolve(
         strides: strides of rows and columns.
         row_dilation: dilation of the rows.
     """
-    _convolve(s, _in_vectors(w), out, kernels[1], *edges, *strides, row_dilation)
+    _convolve(s, _pad_to_vectors(w), out, kernels[1], *edges, *strides, row_dilation)
 
 
 def gradient(s: AnyArray, dz: AnyArray, kernels: Shape, edges: Shape, strides: Shape, row_dilation: int) -> AnyArray:
     """Gradient of the weights, `[rows, columns C, C']`, in the type of `dz` `[n, H', W', C']`; see `convolve`."""
     rows, columns = kernels
     row_size, channels = columns * s.shape[3], dz.shape[3]
-    sums = np.zeros((get_num_threads(), rows, row_size, _in_whole(channels, dz.dtype)), dz.dtype)
+    sums = np.zeros((get_num_threads(), rows, row_size, _padded_length(channels, dz.dtype)), dz.dtype)
     _gradient(s, dz, sums, *edges, *strides, row_dilation)
     total: AnyArray = sums.sum(0)[..., :channels]
     return total
@@ -67,13 +67,13 @@ def input_error(
         ds: filled with the error signal of the inputs.
         kernels, edges, strides, row_dilation: see `convolve`.
     """
-    _input_error(dz, _in_vectors(w), ds, kernels[1], *edges, *strides, row_dilation)
+    _input_error(dz, _pad_to_vectors(w), ds, kernels[1], *edges, *strides, row_dilation)
 
 
 def product(a: AnyArray, b: AnyArray) -> AnyArray:
     """The product `a b` of matrices `[n, k]` and `[k, m]` of the same type."""
     columns = b.shape[1]
-    padded = _in_vectors(b[None])[0]
+    padded = _pad_to_vectors(b[None])[0]
     out = empty_memory((len(a), columns), a.dtype.type)
     _product(np.ascontiguousarray(a), padded, out)
     return out
@@ -81,22 +81,22 @@ def product(a: AnyArray, b: AnyArray) -> AnyArray:
 
 def product_of_rows(a: AnyArray, b: AnyArray) -> AnyArray:
     """The product `a^T b`, `[k, m]`, of matrices `[n, k]` and `[n, m]` of the same type."""
-    columns, padded = b.shape[1], _in_vectors(b[None])[0]
+    columns, padded = b.shape[1], _pad_to_vectors(b[None])[0]
     sums = np.zeros((a.shape[1], padded.shape[1]), a.dtype)
     _product_of_rows(np.ascontiguousarray(a), padded, sums)
     return sums[:, :columns]
 
 
-def _in_whole(channels: int, dtype: np.dtype[Any]) -> int:
+def _padded_length(channels: int, dtype: np.dtype[Any]) -> int:
     """The number of channels, rounded up to whole vectors."""
     lanes = lanes_of(dtype.itemsize)
     return -(-channels // lanes) * lanes
 
 
-def _in_vectors(w: AnyArray) -> AnyArray:
+def _pad_to_vectors(w: AnyArray) -> AnyArray:
     """A copy of `w` whose last axis is padded with zeros to whole vectors."""
     channels = w.shape[2]
-    padded = np.zeros((*w.shape[:2], _in_whole(channels, w.dtype)), w.dtype)
+    padded = np.zeros((*w.shape[:2], _padded_length(channels, w.dtype)), w.dtype)
     padded[..., :channels] = w
     return padded
 
@@ -155,7 +155,7 @@ def _convolve(
     in_channels, flat_w = s.shape[3], w.reshape(-1)
     frame_row = (s.shape[2] + 2 * left_padding) * in_channels
     for f in prange(frames):
-        source = _with_sides(s[f], left_padding, w).reshape(-1)
+        source = _pad_sides(s[f], left_padding, w).reshape(-1)
         frame_sums = np.zeros((height, width, padded_channels), w.dtype)
         target = frame_sums.reshape(-1)
         for i in range(rows):
@@ -193,7 +193,7 @@ def _gradient(
     for thread in prange(threads):
         error, total = np.zeros((height, width, padded_channels), dz.dtype), sums[thread].reshape(-1)
         for f in range(thread * frames // threads, (thread + 1) * frames // threads):
-            source = _with_sides(s[f], left_padding, dz).reshape(-1)
+            source = _pad_sides(s[f], left_padding, dz).reshape(-1)
             for y in range(height):
                 for x in range(width):
                     for c in range(channels):
@@ -254,10 +254,10 @@ def _input_error(
 
 
 @cached_njit()
-def _with_sides(s: AnyArray, padding: int, like: AnyArray) -> AnyArray:
-    """A frame `[H, W, C]` in the type of `like`, with columns of zeros on both sides."""
+def _pad_sides(s: AnyArray, padding: int, same_type: AnyArray) -> AnyArray:
+    """A frame `[H, W, C]` in the type of `same_type`, with columns of zeros on both sides."""
     height, width, channels = s.shape
-    x = np.zeros((height, width + 2 * padding, channels), like.dtype)
+    x = np.zeros((height, width + 2 * padding, channels), same_type.dtype)
     for y in range(height):
         for column in range(width):
             for c in range(channels):

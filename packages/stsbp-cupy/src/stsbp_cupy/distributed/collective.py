@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 from stsbp_spec.distributed import host
-from stsbp_spec.distributed.collective import Collective, Rendezvous, Through
+from stsbp_spec.distributed.collective import Collective, Rendezvous, WrappedCollective
 from stsbp_spec.distributed.rendezvous import meet, port_of
 from stsbp_spec.errors import BackendError
 from stsbp_spec.typing import AnyArray
@@ -17,17 +17,17 @@ from stsbp_cupy.engine.runtime import Array, Runtime
 __all__ = ["HostCollective", "NcclCollective", "join"]
 
 
-class HostCollective(Through[Array]):
+class HostCollective(WrappedCollective[Array]):
     """A collective of arrays in the CPU's memory."""
 
     def largest(self, x: Array) -> Array:
         # Bits of float32 magnitudes. No engine supports the maximum of uint64. The sign bit is never set, so int64
         # works.
-        largest: Array = self.others.largest(x.view(np.int64)).view(np.uint64)
+        largest: Array = self.wrapped.largest(x.view(np.int64)).view(np.uint64)
         return largest
 
     def start_total(self, x: Array) -> Callable[[], Array]:
-        return self.others.start_total(x)
+        return self.wrapped.start_total(x)
 
 
 class NcclCollective(Collective[Array]):
@@ -67,9 +67,9 @@ class NcclCollective(Collective[Array]):
             return list(self._rt.numpy(gathered).reshape(self.size, -1))
 
     def broadcast(self, message: bytes | None) -> bytes:
-        return host.broadcast_message(message, self._of_rank_0)
+        return host.broadcast_message(message, self._broadcast_from_rank_0)
 
-    def _of_rank_0(self, x: AnyArray) -> AnyArray:
+    def _broadcast_from_rank_0(self, x: AnyArray) -> AnyArray:
         native = self._rt.xp.asarray(x)
         with host.connection(self):
             self._group.broadcast(native, 0)

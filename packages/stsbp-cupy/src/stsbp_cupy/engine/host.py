@@ -85,8 +85,8 @@ def build(*sources: CudaSource) -> Path:
 
     name = sources[0].name if len(sources) == 1 else "kernels"
     # Machines of different kinds may share a home directory.
-    made_for = (_version(chosen), platform.system(), platform.machine())
-    return built(f"{name}-host", (*made_for, *FLAGS, source), ".so", build_with)
+    target_machine = (_version(chosen), platform.system(), platform.machine())
+    return built(f"{name}-host", (*target_machine, *FLAGS, source), ".so", build_with)
 
 
 @cache

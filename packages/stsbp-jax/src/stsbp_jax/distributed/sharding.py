@@ -46,8 +46,8 @@ def guarded(collective: Collective[Any]) -> Iterator[None]:
             yield
     except (jax.errors.JaxRuntimeError, ValueError) as error:
         # A program that runs synchronously raises a ValueError whose message begins like XLA's errors.
-        of_xla = isinstance(error, jax.errors.JaxRuntimeError) or _STATUS.match(str(error))
-        if collective.size == 1 or not of_xla or "RESOURCE_EXHAUSTED" in str(error):
+        is_xla_error = isinstance(error, jax.errors.JaxRuntimeError) or _STATUS.match(str(error))
+        if collective.size == 1 or not is_xla_error or "RESOURCE_EXHAUSTED" in str(error):
             raise
         with connection(collective):
             raise RuntimeError(str(error)) from error

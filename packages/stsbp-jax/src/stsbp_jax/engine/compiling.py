@@ -26,12 +26,12 @@ class Compiled:
 
     Args:
         function: the function. It is traced with the arguments of a call. Python integers become uint32.
-        what: name of the function in the log.
+        name: name of the function in the log.
     """
 
     def __init__(self, function: Callable[..., Any], name: str) -> None:
         self._jit = jax.jit(function)
-        self._what = name
+        self._name = name
         self._programs: dict[Any, Callable[..., Any]] = {}
         self.seconds = 0.0
 
@@ -45,7 +45,7 @@ class Compiled:
             self._programs[key] = self._jit.lower(*args).compile()
             seconds = time.perf_counter() - start
             self.seconds += seconds
-            _log.info("compiled %s in %.1f s", self._what, seconds)
+            _log.info("compiled %s in %.1f s", self._name, seconds)
         with original_errors():
             return self._programs[key](*args)
 
@@ -126,20 +126,20 @@ def pair(
     def outputs(*arguments: Any) -> Any:
         return forward(*arguments)[0]
 
-    def ahead_of_values(*arguments: Any) -> Any:
+    def forward_of_primals(*arguments: Any) -> Any:
         arrays = arguments[static:]
         return forward_program(
             *arguments[:static],
             *jax.tree.map(lambda x: x.value, arrays, is_leaf=lambda x: isinstance(x, CustomVJPPrimal)),
         )
 
-    def back_of_some(*arguments: Any) -> Any:
-        some = jax.tree.map(lambda x: None if isinstance(x, SymbolicZero) else x, arguments[-1])
-        return backward_program(*arguments[:-1], some)
+    def backward_of_cotangents(*arguments: Any) -> Any:
+        cotangents = jax.tree.map(lambda x: None if isinstance(x, SymbolicZero) else x, arguments[-1])
+        return backward_program(*arguments[:-1], cotangents)
 
     function: Any = jax.custom_vjp(outputs, nondiff_argnums=tuple(range(static)))
     if symbolic_zeros:
-        function.defvjp(ahead_of_values, back_of_some, symbolic_zeros=True)
+        function.defvjp(forward_of_primals, backward_of_cotangents, symbolic_zeros=True)
     else:
         function.defvjp(forward_program, backward_program)
     differentiable: Callable[..., Any] = function

@@ -18,7 +18,7 @@ from typing import Any, Generic
 from stsbp_spec.errors import BackendError, SpecError
 from stsbp_spec.typing import AnyArray, Array
 
-__all__ = ["Alone", "BatchSlice", "Collective", "Rendezvous", "Through", "parts_of"]
+__all__ = ["Alone", "BatchSlice", "Collective", "Rendezvous", "WrappedCollective", "parts_of"]
 
 
 @dataclass(frozen=True)
@@ -152,21 +152,21 @@ class Alone(Collective[Array]):
         return message
 
 
-class Through(Collective[Array]):
+class WrappedCollective(Collective[Array]):
     """A collective for another kind of array, based on an existing one. Messages of the host pass through unchanged.
 
     Args:
         others: the existing collective. It is closed together with this one.
     """
 
-    def __init__(self, others: Collective[Any]) -> None:
-        self.rank, self.size, self.others = others.rank, others.size, others
+    def __init__(self, wrapped: Collective[Any]) -> None:
+        self.rank, self.size, self.wrapped = wrapped.rank, wrapped.size, wrapped
 
     def gather(self, x: AnyArray) -> list[AnyArray]:
-        return self.others.gather(x)
+        return self.wrapped.gather(x)
 
     def broadcast(self, message: bytes | None) -> bytes:
-        return self.others.broadcast(message)
+        return self.wrapped.broadcast(message)
 
     def close(self) -> None:
-        self.others.close()
+        self.wrapped.close()

@@ -129,7 +129,7 @@ class Gloo(Collective[AnyArray]):
     def __init__(self, rendezvous: Rendezvous, engines: str = "gloo") -> None:
         self.rank, self.size = rendezvous.rank, rendezvous.size
         self._dist = process_group(rendezvous, engines)
-        self._waiting: list[_Sum] = []
+        self._queued: list[_Sum] = []
 
     def largest(self, x: AnyArray) -> AnyArray:
         import torch
@@ -151,11 +151,11 @@ class Gloo(Collective[AnyArray]):
 
     def start_total_tensor(self, x: Any) -> Callable[[], Any]:
         """`start_total` of a tensor."""
-        if self._waiting and self._waiting[0].x.dtype != x.dtype:
+        if self._queued and self._queued[0].x.dtype != x.dtype:
             self._send()
         pending = _Sum(x)
-        self._waiting.append(pending)
-        if sum(waiting_sum.x.nbytes for waiting_sum in self._waiting) >= self.bucket:
+        self._queued.append(pending)
+        if sum(queued_sum.x.nbytes for queued_sum in self._queued) >= self.bucket:
             self._send()
 
         def wait() -> Any:
@@ -168,28 +168,28 @@ class Gloo(Collective[AnyArray]):
         return wait
 
     def _send(self) -> None:
-        """Start adding up the waiting sums, in one message."""
+        """Start adding up the queued sums, in one message."""
         import torch
 
-        together = torch.cat([waiting_sum.x.reshape(-1) for waiting_sum in self._waiting])
+        message = torch.cat([queued_sum.x.reshape(-1) for queued_sum in self._queued])
         with connection(self):
-            work = self._dist.all_reduce(together, async_op=True)
+            work = self._dist.all_reduce(message, async_op=True)
         begin = 0
-        for waiting_sum in self._waiting:
-            end = begin + waiting_sum.x.numel()
-            waiting_sum.work, waiting_sum.total, begin = work, together[begin:end], end
-        self._waiting.clear()
+        for queued_sum in self._queued:
+            end = begin + queued_sum.x.numel()
+            queued_sum.work, queued_sum.total, begin = work, message[begin:end], end
+        self._queued.clear()
 
     def gather(self, x: AnyArray) -> list[AnyArray]:
         import torch
 
-        def of_all(padded: AnyArray) -> list[AnyArray]:
+        def gather_all(padded: AnyArray) -> list[AnyArray]:
             tensors = [torch.empty_like(torch.from_numpy(padded)) for _ in range(self.size)]
             with connection(self):
                 self._dist.all_gather(tensors, torch.from_numpy(padded))
             return [tensor.numpy() for tensor in tensors]
 
-        return gather_padded(x, of_all)
+        return gather_padded(x, gather_all)
 
     def broadcast(self, message: bytes | None) -> bytes:
         import torch

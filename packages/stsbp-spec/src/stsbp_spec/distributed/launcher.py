@@ -28,7 +28,7 @@ _ALONE = "127.0.0.1"
 Environment = Mapping[str, str]
 
 
-class _Found(NamedTuple):
+class _LaunchSettings(NamedTuple):
     """The information of a launcher.
 
     Attributes:
@@ -57,18 +57,18 @@ def rendezvous_from_environment(environ: Environment, timeout: float = 60.0) -> 
         BackendError: variables contradict each other, are missing, or have invalid values. The message names them.
     """
     # Variables of torchrun or JAX may be set within a job of Slurm or MPI. The numbers of the latter then count nodes.
-    of_torchrun, of_jax = _torchrun(environ), _jax(environ)
-    if of_torchrun is not None and of_jax is not None and of_torchrun[1:3] != of_jax[1:3]:
+    torchrun_settings, jax_settings = _torchrun(environ), _jax(environ)
+    if torchrun_settings is not None and jax_settings is not None and torchrun_settings[1:3] != jax_settings[1:3]:
         raise BackendError(
-            f"RANK and WORLD_SIZE say rank {of_torchrun.rank} of {of_torchrun.size}, JAX_PROCESS_ID and "
-            f"JAX_NUM_PROCESSES rank {of_jax.rank} of {of_jax.size}: unset the wrong ones"
+            f"RANK and WORLD_SIZE say rank {torchrun_settings.rank} of {torchrun_settings.size}, JAX_PROCESS_ID and "
+            f"JAX_NUM_PROCESSES rank {jax_settings.rank} of {jax_settings.size}: unset the wrong ones"
         )
-    ranks = of_torchrun or of_jax or _open_mpi(environ) or _mpich(environ) or _slurm(environ)
+    ranks = torchrun_settings or jax_settings or _open_mpi(environ) or _mpich(environ) or _slurm(environ)
     # A process that srun or mpirun starts alone is an ordinary single process.
     return None if ranks is None or ranks.size == 1 else _joined(environ, ranks, timeout)
 
 
-def _joined(environ: Environment, ranks: _Found, timeout: float) -> Rendezvous:
+def _joined(environ: Environment, ranks: _LaunchSettings, timeout: float) -> Rendezvous:
     if not 0 <= ranks.rank < ranks.size:
         raise BackendError(
             f"{ranks.names} say that this is rank {ranks.rank} of {ranks.size} processes: "
@@ -90,7 +90,7 @@ def _joined(environ: Environment, ranks: _Found, timeout: float) -> Rendezvous:
     return Rendezvous(ranks.rank, ranks.size, local, address, port, ranks.launcher, timeout)
 
 
-def _torchrun(environ: Environment) -> _Found | None:
+def _torchrun(environ: Environment) -> _LaunchSettings | None:
     is_launched = _all_or_none(environ, "RANK", "WORLD_SIZE")
     if not is_launched:
         return None
@@ -106,10 +106,10 @@ def _torchrun(environ: Environment) -> _Found | None:
     by_torchrun = any(name.startswith("TORCHELASTIC_") for name in environ)
     name = "stsbp --processes" if by_stsbp else "torchrun" if by_torchrun else "RANK and WORLD_SIZE"
     rank, local_rank = _integer(environ, "RANK"), _optional(environ, "LOCAL_RANK")
-    return _Found(name, rank, size, local_rank, address, DEFAULT_PORT, "RANK and WORLD_SIZE")
+    return _LaunchSettings(name, rank, size, local_rank, address, DEFAULT_PORT, "RANK and WORLD_SIZE")
 
 
-def _jax(environ: Environment) -> _Found | None:
+def _jax(environ: Environment) -> _LaunchSettings | None:
     if not _all_or_none(environ, "JAX_COORDINATOR_ADDRESS", "JAX_PROCESS_ID", "JAX_NUM_PROCESSES"):
         return None
     coordinator = environ["JAX_COORDINATOR_ADDRESS"]
@@ -120,10 +120,10 @@ def _jax(environ: Environment) -> _Found | None:
         )
     rank, size = _integer(environ, "JAX_PROCESS_ID"), _integer(environ, "JAX_NUM_PROCESSES")
     local_rank, names = _optional(environ, "LOCAL_RANK"), "JAX_PROCESS_ID and JAX_NUM_PROCESSES"
-    return _Found("JAX's variables", rank, size, local_rank, address, int(port), names)
+    return _LaunchSettings("JAX's variables", rank, size, local_rank, address, int(port), names)
 
 
-def _open_mpi(environ: Environment) -> _Found | None:
+def _open_mpi(environ: Environment) -> _LaunchSettings | None:
     if not _all_or_none(environ, "OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE"):
         return None
     job = environ.get("PMIX_NAMESPACE") or environ.get("OMPI_MCA_ess_base_jobid")
@@ -135,26 +135,26 @@ def _open_mpi(environ: Environment) -> _Found | None:
     )
 
 
-def _mpich(environ: Environment) -> _Found | None:
+def _mpich(environ: Environment) -> _LaunchSettings | None:
     # srun also sets the variables of PMI, but its own variables contain more information.
-    of_slurm = "SLURM_STEP_NODELIST" in environ and "MPI_LOCALRANKID" not in environ
-    if of_slurm or not _all_or_none(environ, "PMI_RANK", "PMI_SIZE"):
+    is_slurm = "SLURM_STEP_NODELIST" in environ and "MPI_LOCALRANKID" not in environ
+    if is_slurm or not _all_or_none(environ, "PMI_RANK", "PMI_SIZE"):
         return None
     names = ("PMI_RANK", "PMI_SIZE", "MPI_LOCALRANKID", "MPI_LOCALNRANKS")
     return _mpi(environ, "MPICH", names, environ.get("PMI_PORT") or environ.get("PMI_ID"))
 
 
-def _mpi(environ: Environment, launcher: str, names: tuple[str, str, str, str], job: str | None) -> _Found:
+def _mpi(environ: Environment, launcher: str, names: tuple[str, str, str, str], job: str | None) -> _LaunchSettings:
     rank, size, local_rank, local_size = names
     local_processes = _optional(environ, local_size)
     on_one = local_processes is None or local_processes == _integer(environ, size)
     port = DEFAULT_PORT if job is None else _FIRST_PORT + zlib.crc32(job.encode()) % _PORTS
     address = _ALONE if on_one else _slurm_host(environ)
     numbers = _integer(environ, rank), _integer(environ, size), _optional(environ, local_rank)
-    return _Found(launcher, *numbers, address, port, f"{rank} and {size}")
+    return _LaunchSettings(launcher, *numbers, address, port, f"{rank} and {size}")
 
 
-def _slurm(environ: Environment) -> _Found | None:
+def _slurm(environ: Environment) -> _LaunchSettings | None:
     # A batch script also has SLURM_PROCID and SLURM_NTASKS, but it is one process. Only srun sets variables of a step.
     if "SLURM_STEP_NODELIST" not in environ and "SLURM_STEP_NUM_TASKS" not in environ:
         return None
@@ -169,7 +169,7 @@ def _slurm(environ: Environment) -> _Found | None:
     job, step = (_optional(environ, name) or 0 for name in ("SLURM_JOB_ID", "SLURM_STEP_ID"))
     port = _FIRST_PORT + (job * 31 + step) % _PORTS
     local_rank, names = _optional(environ, "SLURM_LOCALID"), f"SLURM_PROCID and {count}"
-    return _Found("Slurm", rank, size, local_rank, _slurm_host(environ), port, names)
+    return _LaunchSettings("Slurm", rank, size, local_rank, _slurm_host(environ), port, names)
 
 
 def _slurm_host(environ: Environment) -> str | None:

@@ -24,10 +24,10 @@ __all__ = ["is_much", "keep_freed_memory", "kept_bytes", "release_freed_memory",
 # Parts, and not an arena, in which every array has a planned place. An arena closes gaps, but the arrays of a step on
 # N-MNIST needed 150 MB without them, at one bit per spike. It cannot hold what oneDNN, BLAS and numpy allocate, and the
 # density of spikes decides which arrays there are.
-_AT_ONCE = 32 * 2**20
+_GROUP_BYTES = 32 * 2**20
 """Bytes that samples which are computed together may store, if memory is `low`. Smaller parts take more time, because
 every part has its own calls and reads all weights (docs/benchmarks.md)."""
-_MUCH = 4 * _AT_ONCE
+_RECOMPUTE_BYTES = 4 * _GROUP_BYTES
 """If a part stores more bytes than this, its layers are computed twice."""
 
 _M_TRIM_THRESHOLD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -4, -8
@@ -77,11 +77,11 @@ def samples_at_once(network: NetworkSpec, steps: int, samples: int) -> int:
 
     The result is at least 1, even without samples.
     """
-    parts = -(-samples // max(1, _AT_ONCE // kept_bytes(network, steps)))
+    parts = -(-samples // max(1, _GROUP_BYTES // kept_bytes(network, steps)))
     return -(-samples // parts) if parts else 1
 
 
 def is_much(network: NetworkSpec, steps: int, samples: int) -> bool:
     """Whether samples store so much that it pays to keep only one bit per spike and to compute layers twice."""
     # To compute layers twice takes 20 to 45 % more time.
-    return samples * kept_bytes(network, steps) > _MUCH
+    return samples * kept_bytes(network, steps) > _RECOMPUTE_BYTES

@@ -287,10 +287,10 @@ class _LeanForward(_Forward[Array]):
             return forward_segment(backend, segment, run, {name: recalled[name]() for name in segment.sources})[1]
 
         output = self.outputs[self.walk.output]
-        return Trace(backend, self.walk, run, output, _Packed(self.spikes), recompute, self.statistics)
+        return Trace(backend, self.walk, run, output, _UnpackedOnAccess(self.spikes), recompute, self.statistics)
 
 
-class _Packed(Mapping[str, Array]):
+class _UnpackedOnAccess(Mapping[str, Array]):
     """Spikes that are unpacked on access."""
 
     def __init__(self, unpack: Mapping[str, Callable[[], Array]]) -> None:
@@ -340,12 +340,12 @@ def backward_passes(
     earlier parts in this process, whose backward pass is already done.
     """
     backend, walk, collective = traces[0].backend, traces[0].plan, traces[0].run.collective
-    under_way = dict[str, Callable[[], Array]]()
+    started_totals = dict[str, Callable[[], Array]]()
     for name, contribution in backward_sums(traces, errors, precision):
-        under_way[name] = collective.start_total(
+        started_totals[name] = collective.start_total(
             backend.add(earlier_sums[name], contribution) if name in earlier_sums else contribution
         )
-    sums = {name: wait() for name, wait in under_way.items()} | traces[0].batch_gradients
+    sums = {name: wait() for name, wait in started_totals.items()} | traces[0].batch_gradients
     gradients = {name: backend.rounded(x) for name, x in sums.items()}
     for owner, names in walk.uses.items():
         gradients[owner] = reduce(backend.add, [gradients.pop(name) for name in names])

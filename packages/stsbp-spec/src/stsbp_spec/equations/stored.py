@@ -141,7 +141,7 @@ class StoredExpressions:
         """The expressions of some results, in terms of `variables`. `h`: the surrogate derivative."""
         roots = tuple(roots)
         expressions: dict[int, Expr] = {}
-        for index in sorted(self._under(roots)):
+        for index in sorted(self._reachable(roots)):
             op, label, *args = self.nodes[index]
             operands = tuple(expressions[a] for a in args)
             if op == "variable":
@@ -158,7 +158,7 @@ class StoredExpressions:
                 expressions[index] = Expr(op, operands, name=label)
         return [expressions[self.roots[root]] for root in roots]
 
-    def _under(self, roots: Iterable[str]) -> set[int]:
+    def _reachable(self, roots: Iterable[str]) -> set[int]:
         reached: set[int] = set()
         stack = [self.roots[root] for root in roots]
         while stack:

@@ -225,13 +225,13 @@ def max_backward(pool: MaxPool2d, residuals: tuple[Shape, AnyArray], d: Float32)
     return of_windows(window_errors.reshape(*d.shape, *pool.sizes), shape)
 
 
-def up_forward(up: Upsample2d, s: AnyArray) -> tuple[AnyArray, None]:
+def upsample_forward(up: Upsample2d, s: AnyArray) -> tuple[AnyArray, None]:
     """Each input, repeated along rows and columns."""
     rows, columns = up.factors
     return s.repeat(rows, axis=-2).repeat(columns, axis=-1), None
 
 
-def up_backward(up: Upsample2d, residuals: None, d: Float32) -> Float32:
+def upsample_backward(up: Upsample2d, residuals: None, d: Float32) -> Float32:
     """The sum of the errors of each block, row by row."""
     rows, columns = up.factors
     blocks = (d[..., i::rows, j::columns] for i in range(rows) for j in range(columns))
@@ -287,7 +287,7 @@ RULES: Mapping[type[Op], Rule[AnyArray]] = {
     Linear: Rule(linear_forward, linear_backward),
     AvgPool2d: Rule(pool_forward, pool_backward),
     MaxPool2d: Rule(max_forward, max_backward),
-    Upsample2d: Rule(up_forward, up_backward),
+    Upsample2d: Rule(upsample_forward, upsample_backward),
     Flatten: Rule(flat_forward, flat_backward),
 }
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
-from stsbp_spec.distributed.collective import Rendezvous, Through
+from stsbp_spec.distributed.collective import Rendezvous, WrappedCollective
 from stsbp_spec.distributed.host import Gloo
 
 __all__ = ["TorchCollective"]
 
 
-class TorchCollective(Through[torch.Tensor]):
+class TorchCollective(WrappedCollective[torch.Tensor]):
     """Sums tensors on their own device. Data that the host gathers is sent through gloo."""
 
     def __init__(self, rendezvous: Rendezvous, device: torch.device) -> None:

@@ -569,7 +569,7 @@ class _Kept(torch.autograd.Function):
         outputs, potentials, _ = handle.result_counts(settings)
         ctx.mark_non_differentiable(*copies[outputs + potentials :])
         ctx.set_materialize_grads(False)
-        ctx.torch_segment, ctx.precision, ctx.rest = torch_segment, settings.precision, len(carried)
+        ctx.torch_segment, ctx.precision, ctx.untracked = torch_segment, settings.precision, len(carried)
         ctx.types = [x.dtype for x in tensors[: sum(sizes)]]
         if any(ctx.needs_input_grad):
             saved = trace.residuals(trace.plan.segments[torch_segment.index]), dict(trace.run.weights)
@@ -593,7 +593,7 @@ class _Kept(torch.autograd.Function):
         )
         gradients = _backward(ctx.torch_segment, trace, ctx.precision, errors)
         typed = (x if x is None else x.to(t) for x, t in zip(gradients, ctx.types, strict=True))
-        return None, None, None, *typed, *(None,) * ctx.rest
+        return None, None, None, *typed, *(None,) * ctx.untracked
 
 
 def _cut(tensors: Sequence[torch.Tensor], sizes: tuple[int, int]) -> list[list[torch.Tensor]]:
@@ -688,7 +688,7 @@ def _(
     return grad_inputs + [torch.empty_like(w) for w in weights]
 
 
-class _Once(torch.autograd.Function):
+class _BackwardOperatorCall(torch.autograd.Function):
     """A backward pass, which cannot be differentiated itself."""
 
     generate_vmap_rule = True
@@ -710,7 +710,7 @@ def call_backward_operator(call: Callable[..., list[torch.Tensor]], *tensors: to
     """Call the operator of a backward pass. Differentiating the operator raises an error."""
     if torch.compiler.is_compiling():
         return tuple(call(*tensors))
-    results: tuple[torch.Tensor, ...] = _Once.apply(call, *tensors)  # type: ignore[no-untyped-call]
+    results: tuple[torch.Tensor, ...] = _BackwardOperatorCall.apply(call, *tensors)  # type: ignore[no-untyped-call]
     return results
 
 
@@ -757,22 +757,22 @@ class _Computed(torch.autograd.Function):
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[torch.Tensor, ...]) -> None:
-        handle, ctx.sizes, ctx.how, number, *tensors = inputs
-        ctx.rest = len(tensors) - sum(ctx.sizes)
-        ctx.mark_non_differentiable(*output[sum(handle.copies) + (ctx.how[5] and handle.fires) :])
+        handle, ctx.sizes, ctx.options, number, *tensors = inputs
+        ctx.untracked = len(tensors) - sum(ctx.sizes)
+        ctx.mark_non_differentiable(*output[sum(handle.copies) + (ctx.options[5] and handle.fires) :])
         ctx.save_for_backward(number, *tensors)
 
     @staticmethod
     def backward(ctx: Any, *errors: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        sizes, options, error_count = ctx.sizes, ctx.how[:6], len(errors)
+        sizes, options, error_count = ctx.sizes, ctx.options[:6], len(errors)
         of_input = any(ctx.needs_input_grad[4 : 4 + sizes[0]])
 
-        def call(*all_of_them: torch.Tensor) -> list[torch.Tensor]:
-            errors, (number, *tensors) = list(all_of_them[:error_count]), all_of_them[error_count:]
+        def call(*flat_tensors: torch.Tensor) -> list[torch.Tensor]:
+            errors, (number, *tensors) = list(flat_tensors[:error_count]), flat_tensors[error_count:]
             inputs, weights, carried = _cut(tensors, sizes)
             return torch.ops.stsbp.segment_back(  # type: ignore[no-any-return]
                 inputs, weights, carried, errors, of_input, number, *options
             )
 
         gradients = call_backward_operator(call, *errors, *ctx.saved_tensors)
-        return None, None, None, None, *([] if of_input else [None] * sizes[0]), *gradients, *(None,) * ctx.rest
+        return None, None, None, None, *([] if of_input else [None] * sizes[0]), *gradients, *(None,) * ctx.untracked

@@ -24,7 +24,7 @@ class _OneDnnConvolution(DenseConvolution[torch.Tensor]):
     layout = TENSORS
 
     @property
-    def bytes_by(self) -> str:
+    def byte_unit(self) -> str:
         return "tiles" if torch.cpu._is_amx_tile_supported() else "bytes"
 
     def forward(self, conv: Conv2d, s: torch.Tensor, wq: torch.Tensor) -> torch.Tensor:

@@ -26,10 +26,10 @@ from stsbp_cpu.equations.vectors import (
     NONE,
     ROOM,
     SHORT_LANES,
-    at_a_line,
+    aligned_empty,
     join_lists,
     list_set,
-    sum_chosen,
+    sum_selected,
     view,
     view_of_rows,
 )
@@ -37,16 +37,16 @@ from stsbp_cpu.models.neurons import NOTHING, fire, fire_run
 from stsbp_cpu.ops.sparse.kernels import bands_of
 from stsbp_cpu.ops.sparse.linear import turn
 
-__all__ = ["BITS", "Chosen", "chosen", "forward", "spare_bits"]
+__all__ = ["BITS", "IntegerWeights", "forward", "integer_weights", "spare_bits"]
 
 BITS = 12
 """Maximum number of bits of a weight."""
-_ENOUGH = 4
+_SAMPLES_PER_THREAD = 4
 """Number of samples per thread from which on samples are not divided into bands for the threads."""
 _ZERO = np.float32(0)
 
 
-class Chosen(NamedTuple):
+class IntegerWeights(NamedTuple):
     """Weights as `forward` reads them.
 
     Attributes:
@@ -60,7 +60,7 @@ class Chosen(NamedTuple):
     kernels: Shape
 
 
-def chosen(wq: Float32, kernels: Shape) -> Chosen:
+def integer_weights(wq: Float32, kernels: Shape) -> IntegerWeights:
     """Convert weights on their grid, `[C', C, rows, columns]` or `[C', C rows columns]`, for `forward`."""
     rows = np.ascontiguousarray(wq).reshape(len(wq), -1)
     exponent = BITS - 1 - math.frexp(max(float(rows.max()), -float(rows.min())))[1]
@@ -72,7 +72,7 @@ def chosen(wq: Float32, kernels: Shape) -> Chosen:
     spare = spare_bits(w)
     if spare:
         w >>= spare
-    return Chosen(w.reshape(-1), 2.0 ** (spare - exponent), kernels)
+    return IntegerWeights(w.reshape(-1), 2.0 ** (spare - exponent), kernels)
 
 
 def spare_bits(w: Int16) -> int:
@@ -82,8 +82,8 @@ def spare_bits(w: Int16) -> int:
 
 
 def forward(
-    conv_input: tuple[UInt8, int, UInt8, int], weights: Chosen, paddings: Shape, equations: NeuronEquations, u: Float32,
-    spikes: UInt8, kept: Float32, learned: Float32 = NOTHING,
+    conv_input: tuple[UInt8, int, UInt8, int], weights: IntegerWeights, paddings: Shape, equations: NeuronEquations,
+    u: Float32, spikes: UInt8, kept: Float32, learned: Float32 = NOTHING,
 ) -> None:  # fmt: skip
     """Compute a population and the pooling, dropout and convolution before it.
 
@@ -94,7 +94,7 @@ def forward(
         equations, u, spikes, kept, learned: see `kernels.forward`.
     """
     equation, threads, batch = equations.forward, get_num_threads(), conv_input[0].shape[1]
-    bands = 1 if batch >= _ENOUGH * threads else min(threads // math.gcd(threads, batch), spikes.shape[2])
+    bands = 1 if batch >= _SAMPLES_PER_THREAD * threads else min(threads // math.gcd(threads, batch), spikes.shape[2])
     bands = max(bands, bands_of(spikes.shape, len(equation.states)))
     unit = np.float32(weights.unit / conv_input[1] ** 2)
     _forward(
@@ -114,7 +114,7 @@ def _forward(
     Args:
         step: the address that `fire` returns.
         s, size, mask, masked: see `kernels.KernelInput`.
-        w, unit, kernel_rows, kernel_columns: see `Chosen`. `unit` is the value of the integer 1 in a sum.
+        w, unit, kernel_rows, kernel_columns: see `IntegerWeights`. `unit` is the value of the integer 1 in a sum.
         top_padding, left_padding: number of rows and of columns of zeros on each side.
         u, spikes, kept: the arrays that are filled.
         p, states, learned: parameters and number of states of the equation, and learned parameters, `[P, M]`.
@@ -131,7 +131,7 @@ def _forward(
     entering_rows = min(rows, band_rows + kernel_rows - 1)
     all_u, all_spikes = u.reshape(-1), spikes.reshape(-1)
     for thread in prange(threads):
-        z = at_a_line(row_size + padded_channels)
+        z = aligned_empty(row_size + padded_channels)
         state = np.empty((band_rows, states, row_size), np.float32)
         u_buffer, kept_buffer = np.empty(row_size, np.float32), np.empty((len(kept), 1, row_size), np.float32)
         positions = np.empty(entering_rows * size * size * columns * channels + ROOM, np.int32)
@@ -158,7 +158,7 @@ def _forward(
                             kernel_columns * channels * padded_channels, np.intp(bottom - top),
                             len(w) - padded_channels,
                         )  # fmt: skip
-                        sum_chosen(
+                        sum_selected(
                             z, x * channels_out, w, window_positions, count, unit, padded_channels // SHORT_LANES
                         )
                     fire_run(

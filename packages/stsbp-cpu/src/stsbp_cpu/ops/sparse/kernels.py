@@ -26,7 +26,16 @@ from stsbp_spec.typing import Float32, Shape, UInt8
 
 from stsbp_cpu.engine.compiling import cached_njit
 from stsbp_cpu.engine.layout import own_memory
-from stsbp_cpu.equations.vectors import LANES, NONE, add_scaled, at_a_line, copy_vectors, sum_scaled, view, view_of_rows
+from stsbp_cpu.equations.vectors import (
+    LANES,
+    NONE,
+    add_scaled,
+    aligned_empty,
+    copy_vectors,
+    sum_scaled,
+    view,
+    view_of_rows,
+)
 from stsbp_cpu.models.neurons import NOTHING, fire, fire_run, propagate, propagated
 from stsbp_cpu.ops.sparse.spikes import list_by_channel, list_spikes, row_positions
 
@@ -187,7 +196,7 @@ def _forward(
     band_rows = (rows_out + bands - 1) // bands
     entering_rows = min(rows, band_rows + kernel - 1)
     for thread in prange(threads):
-        z = at_a_line(band_rows * padded_columns * channels_out + LANES)
+        z = aligned_empty(band_rows * padded_columns * channels_out + LANES)
         state = np.empty((band_rows, states, row_size), np.float32)
         u_buffer, kept_buffer = np.empty(row_size, np.float32), np.empty((len(kept), 1, row_size), np.float32)
         tables = row_positions(width, channels, size)
@@ -273,7 +282,7 @@ def _backward(
     all_u, all_ds, all_dz = u.reshape(-1), ds.reshape(-1), dz.reshape(-1)
     pooled_rows, pooled_row_size = rows_out // pooled, columns_out // pooled * channels_out
     for thread in prange(threads):
-        error = at_a_line(band_rows * padded_columns * channels_out + LANES)
+        error = aligned_empty(band_rows * padded_columns * channels_out + LANES)
         error[:] = _ZERO
         state = np.empty((band_rows, states, row_size), np.float32)
         unpooled, scaled = np.zeros(row_size + LANES, np.float32), np.zeros(pooled_row_size + LANES, np.float32)
@@ -283,7 +292,7 @@ def _backward(
         channel_ends = np.empty((rows, channels), np.int32)
         gradient = dw[thread if len(dw) > 0 else 0 :].reshape(-1)[: channels * kernel * run]
         gradient[:] = _ZERO
-        band_gradient = at_a_line(len(gradient))
+        band_gradient = aligned_empty(len(gradient))
         for task in range(thread * batch // threads * bands, (thread + 1) * batch // threads * bands):
             b, band = task // bands, task % bands
             low, high = band * rows_out // bands, (band + 1) * rows_out // bands

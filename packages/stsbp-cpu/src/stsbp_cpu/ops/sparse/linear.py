@@ -14,8 +14,8 @@ from stsbp_spec.typing import AnyArray, Float32, Shape, UInt8
 from stsbp_cpu.engine.compiling import cached_njit
 from stsbp_cpu.engine.layout import empty_memory, own_memory
 from stsbp_cpu.engine.threads import get_num_threads
-from stsbp_cpu.equations.vectors import LANES, NONE, ROOM, add_scaled, at_a_line, sum_scaled
-from stsbp_cpu.ops.sparse.spikes import density, list_present
+from stsbp_cpu.equations.vectors import LANES, NONE, ROOM, add_scaled, aligned_empty, sum_scaled
+from stsbp_cpu.ops.sparse.spikes import density, list_nonzero
 
 __all__ = ["forward", "gradient", "pays", "present", "rows_of", "turn", "weights_of"]
 
@@ -108,7 +108,7 @@ def _forward(s: UInt8, rows: Float32, z: Float32, threads: int) -> None:
         positions, values = np.empty(inputs + ROOM, np.int32), np.empty(inputs, np.float32)
         frame_sums = np.empty(padded_units, np.float32)
         for f in range(thread * frames // threads, (thread + 1) * frames // threads):
-            count = list_present(s[f], positions, values)
+            count = list_nonzero(s[f], positions, values)
             frame_sums[:] = _ZERO
             sum_scaled(
                 frame_sums, NONE, flat, positions, padded_units, NONE, values, NONE, count, padded_units // LANES
@@ -125,13 +125,13 @@ def _gradient(s: UInt8, dz: Float32, rows: Float32, threads: int) -> None:
     for thread in prange(threads):
         begin, end = thread * inputs // threads, (thread + 1) * inputs // threads
         positions, values = np.empty(end - begin + ROOM, np.int32), np.empty(end - begin, np.float32)
-        error, total = at_a_line(padded_units), rows[begin:end].reshape(-1)
+        error, total = aligned_empty(padded_units), rows[begin:end].reshape(-1)
         error[:] = _ZERO
         total[:] = _ZERO
         part = total if frames <= _BLOCK else np.zeros(len(total), np.float32)
         for low in range(0, frames, _BLOCK):
             for f in range(low, min(low + _BLOCK, frames)):
-                count = list_present(s[f, begin:end], positions, values)
+                count = list_nonzero(s[f, begin:end], positions, values)
                 if count > 0:
                     for j in range(units):
                         error[j] = dz[f, j]
@@ -153,7 +153,7 @@ def _exact_gradient(s: UInt8, dz: AnyArray, rows: AnyArray, threads: int) -> Non
         total = rows[begin:end]
         total[:] = 0.0
         for f in range(frames):
-            count = list_present(s[f, begin:end], positions, values)
+            count = list_nonzero(s[f, begin:end], positions, values)
             error = dz[f]
             for k in range(count):
                 input_gradient, value = total[positions[k]], np.float64(values[k])

@@ -9,7 +9,7 @@ from stsbp_spec.typing import AnyArray, Float32, Int32, UInt8
 from stsbp_cpu.engine.compiling import cached_njit
 from stsbp_cpu.equations.vectors import LANES, NONE, ONE, ROOM, add_scaled, convert_bytes, list_set, view
 
-__all__ = ["NO_MASK", "density", "list_by_channel", "list_present", "list_spikes", "row_positions"]
+__all__ = ["NO_MASK", "density", "list_by_channel", "list_nonzero", "list_spikes", "row_positions"]
 
 NO_MASK = np.ones((1, 1, 1), np.uint8)
 """Placeholder for the dropout mask if there is no dropout."""
@@ -21,7 +21,7 @@ _ALL = np.ones(1, np.uint8)
 
 
 @cached_njit()
-def list_present(x: AnyArray, positions: Int32, values: Float32) -> int:
+def list_nonzero(x: AnyArray, positions: Int32, values: Float32) -> int:
     """List the non-zero elements of a run `[n]` of spikes or error signals; returns their number.
 
     `positions` has room for `n + ROOM` elements, and `values` for `n` elements.
@@ -171,7 +171,7 @@ def _entering_row(
 
 
 @cached_njit()
-def _present(frame: UInt8, size: int) -> int:
+def _count_nonzero(frame: UInt8, size: int) -> int:
     """Number of non-zero inputs of `[H, W, C]` after a pooling of `size`."""
     count = 0
     if size == 1:
@@ -196,7 +196,7 @@ def density(s: UInt8, size: int, stride: int) -> float:
     """Share of non-zero inputs after a pooling of `size`, in every `stride`-th frame of `[T B, H, W, C]`."""
     frames, height, width, channels = s.shape
     frames_sampled = (frames + stride - 1) // stride
-    present = 0
+    nonzero = 0
     for f in prange(frames_sampled):
-        present += _present(s[f * stride], size)
-    return float(present / (frames_sampled * (height // size) * (width // size) * channels))
+        nonzero += _count_nonzero(s[f * stride], size)
+    return float(nonzero / (frames_sampled * (height // size) * (width // size) * channels))

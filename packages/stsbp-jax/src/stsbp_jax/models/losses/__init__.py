@@ -67,9 +67,9 @@ def _mean(loss: Loss, psp: PSP, s: Array, targets: Array, lengths: ArrayLike | N
     padding = None
     s, targets = (x if x.dtype == np.float32 else x.astype(np.float32) for x in (s, targets))
     if lengths is not None:
-        good, padding = _padding(loss, psp, s.shape, lengths)
+        valid, padding = _padding(loss, psp, s.shape, lengths)
         # If a length is wrong, its sample's spikes are NaN.
-        s = jnp.where(good, s, np.float32(np.nan))
+        s = jnp.where(valid, s, np.float32(np.nan))
     value: Array = _distance(loss, psp, s, targets, padding)
     return value
 
@@ -79,7 +79,7 @@ def _padding(loss: Loss, psp: PSP, shape: Shape, lengths: ArrayLike) -> tuple[Ar
     """Whether each length is one, `[B, 1]`, and `equations.loss_padding` of lengths that may be traced."""
     steps, batch, _ = shape
     numbers = jnp.asarray(lengths, np.int32)
-    good = (numbers >= 1) & (numbers <= steps)
+    valid = (numbers >= 1) & (numbers <= steps)
     # Constants are Python numbers. They are computed for every possible length, and each sample selects its own.
     constants = loss.constants_of(psp, np.arange(1, steps + 1), batch)
     last_steps = jnp.clip(numbers, 1, steps) - 1
@@ -89,7 +89,7 @@ def _padding(loss: Loss, psp: PSP, shape: Shape, lengths: ArrayLike) -> tuple[Ar
     }
     inside = (np.arange(steps, dtype=np.int32)[:, None] <= last_steps).astype(np.uint8)
     padding[str(padded_loss_equations(loss).inside)] = jnp.broadcast_to(inside[..., None], shape)
-    return good[:, None], padding
+    return valid[:, None], padding
 
 
 _Residuals = tuple[Array, Array, dict[str, Array] | None]

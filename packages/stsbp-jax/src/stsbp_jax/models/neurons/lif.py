@@ -60,8 +60,8 @@ def lif(
     if z.ndim < 1 or steps < 1 or z.shape[0] not in (1, steps):
         raise ShapeError(f"z must be [T, B, ...] or [1, B, ...] with T = steps = {steps}, got {z.shape}")
     check_finite("the input of lif", z)
-    ends = {**filter.learned(), **neuron.learned()}
-    expected = {name: parameter.values((z.shape[-1],)) for name, parameter in ends.items()}
+    domains = {**filter.learned(), **neuron.learned()}
+    expected = {name: parameter.values((z.shape[-1],)) for name, parameter in domains.items()}
     values = {name: as_array(x) for name, x in (expected if learned is None else learned).items()}
     shapes, expected_shapes = (
         {name: (x.shape, x.dtype.name) for name, x in arrays.items()} for arrays in (values, expected)
@@ -69,7 +69,8 @@ def lif(
     if shapes != expected_shapes:
         raise ShapeError(f"the learned parameters of {neuron.name} are {expected_shapes}, got {shapes}")
     values = {
-        name: in_domain(f"{name} of {neuron.name}", x, ends[name].low, ends[name].high) for name, x in values.items()
+        name: in_domain(f"{name} of {neuron.name}", x, domains[name].low, domains[name].high)
+        for name, x in values.items()
     }
     spikes: Array = _lif(
         neuron, filter, steps, z.shape[0] == 1 and steps > 1, precision, *match_replication((z, values))

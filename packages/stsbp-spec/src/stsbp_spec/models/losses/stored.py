@@ -34,7 +34,7 @@ from stsbp_spec.validation import shown
 
 __all__ = ["StoredLoss", "as_text", "from_text"]
 
-_GIVEN = ("tau_s", "tau_rise", "steps", "batch")
+_CONSTANT_SYMBOLS = ("tau_s", "tau_rise", "steps", "batch")
 _MOST_NODES = 1024
 _MOST_BITS = 1000
 """Largest size of an integer in bits. Numbers of steps and batch sizes have at most 30 bits."""
@@ -42,7 +42,8 @@ _MOST_BITS = 1000
 
 @dataclass(frozen=True, eq=False)
 class _Symbol:
-    """A number in the computation of `constants`: one of `_GIVEN`, a Python number, or an operation on two symbols."""
+    """A number in the computation of `constants`: one of `_CONSTANT_SYMBOLS`, a Python number, or an operation on two
+    symbols."""
 
     op: str
     args: tuple[Any, ...] = ()
@@ -150,7 +151,7 @@ class _Constants:
                 valid = len(args) == 1 and isinstance(args[0], str) and len(args[0]) < 400
                 float.fromhex(args[0]) if op == "number" else int(args[0])
             else:
-                valid = op in _GIVEN and not args
+                valid = op in _CONSTANT_SYMBOLS and not args
             if not valid:
                 raise ValueError(f"operation {index} of its constants")
         if any(type(n) is not int or not 0 <= n < len(self.nodes) for n in self.roots.values()):

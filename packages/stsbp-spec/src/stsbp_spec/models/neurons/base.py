@@ -26,7 +26,7 @@ __all__ = ["Adjoint", "Learned", "NeuronModel", "Step", "above_zero", "choice", 
 
 Check = Callable[[str, Any], Any]
 
-_EVERY = ("tau_s", "tau_rise", "threshold", "surrogate", "psp_gain")
+_COMMON_PARAMETERS = ("tau_s", "tau_rise", "threshold", "surrogate", "psp_gain")
 """Parameters that every model has."""
 
 
@@ -107,7 +107,7 @@ class NeuronModel(metaclass=Guarded):
         if any(issubclass(base, NeuronModel) and base is not NeuronModel for base in cls.__bases__):
             return
         annotations = dict(vars(cls).get("__annotations__", {}))
-        for name in _EVERY:
+        for name in _COMMON_PARAMETERS:
             if name not in annotations:
                 annotations[name] = NeuronModel.__annotations__[name]
                 setattr(cls, name, vars(cls).get(name, getattr(NeuronModel, name)))

@@ -101,11 +101,11 @@ class _NeuronContents:
             self.graph = StoredExpressions("neuron model", data, roots, {"spike"})
             # Make a text of the surrogate alone, so that surrogates with the same equation are equal.
             surrogate_data = {"parameters": {}, "compact": False, **data["surrogate"]}
-            slope = self.graph.built(_Any(), ("slope",), _no_surrogate)[0]
+            slope = self.graph.built(_AnyVariable(), ("slope",), _no_surrogate)[0]
             self.surrogate = StoredSurrogate(dumped({**surrogate_data, **nodes_of({"slope": slope})}))
 
 
-class _Any(dict[str, Expr]):
+class _AnyVariable(dict[str, Expr]):
     """A mapping that makes a variable for any name."""
 
     def __missing__(self, key: str) -> Expr:
