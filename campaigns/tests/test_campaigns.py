@@ -173,19 +173,19 @@ def test_what_a_refused_command_has_changed_is_found(world: World, monkeypatch: 
 
 IMPORTS = """
 from campaigns import fuzz
-import stsbp.cli.train
+import stsbp.training.plan
 def faults():
     tallies, _ = fuzz.fuzz(["imports"], cases=12, seconds=60, seed=1, jobs=1, out=folder)
     return sorted(tallies["imports"].faults)
 print(faults())
-stsbp.cli.train.check_imports = lambda *_: None
+stsbp.training.plan.check_imports = lambda *_: None
 print(faults())
 def swallowing(config, sources):
     try:
         import evil
     except Exception:
         pass
-stsbp.cli.train.check_imports = swallowing
+stsbp.training.plan.check_imports = swallowing
 print(faults())
 """
 

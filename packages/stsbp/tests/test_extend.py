@@ -15,10 +15,9 @@ from typing import Any
 import numpy as np
 import pytest
 from click.testing import Result
-from stsbp.cli import train as train_command
 from stsbp.config import RunConfig, read_toml, resolve
 from stsbp.datasets import DATASETS, load
-from stsbp.training import checkpoint, loop
+from stsbp.training import checkpoint, execute, loop
 from stsbp.training.build import load_dataset
 from stsbp.training.initial import first_weights
 from stsbp_spec import AdamW
@@ -188,7 +187,7 @@ def test_run_that_is_extended_again_before_it_went_on(
         raise _Killed
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(train_command, "train", stop)
+        patch.setattr(execute, "train", stop)
         with pytest.raises(_Killed):
             stsbp("train", "--resume", "run", "--epochs", 4)
     assert "epochs = 4" in (tmp_path / "run" / "config.toml").read_text()

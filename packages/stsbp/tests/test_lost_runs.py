@@ -14,10 +14,9 @@ from typing import Any
 
 import pytest
 from click.testing import Result
-from stsbp.cli import train
 from stsbp.errors import FileError
 from stsbp.files import OpenFolder
-from stsbp.training import loop, run_folder
+from stsbp.training import execute, loop, run_folder
 from stsbp.training.build import load_data
 from stsbp.training.metrics import MetricsFile
 from stsbp.training.run_folder import RunFolder
@@ -80,7 +79,7 @@ def test_folder_that_is_removed_while_the_run_reads_its_data(
         shutil.rmtree(tmp_path / "run")
         return load_data(*arguments)
 
-    monkeypatch.setattr(train, "load_data", removing)
+    monkeypatch.setattr(execute, "load_data", removing)
     stopped(train_tiny(tmp_path / "run", option), "run, the folder of the run, is gone")
     assert list(tmp_path.iterdir()) == []
 

@@ -13,11 +13,10 @@ from typing import Any
 import numpy as np
 import pytest
 from click.testing import Result
-from stsbp.cli import train as train_command
 from stsbp.config import SettingsSource, resolve
 from stsbp.datasets import base, cache, load
 from stsbp.datasets.base import FrameSplit, Subset
-from stsbp.training import build, overlap
+from stsbp.training import build, execute, overlap, plan
 from stsbp_spec.typing import Int64, UInt8
 
 Call = Callable[..., Result]
@@ -149,7 +148,7 @@ def test_a_run_with_a_relative_data_folder_is_read_from_there(
 ) -> None:
     # As runs were begun that kept the folder as it was typed.
     monkeypatch.setenv("STSBP_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(train_command, "absolute", lambda config: config)
+    monkeypatch.setattr(plan, "absolute", lambda config: config)
     folder_options = () if ":" in name else ("--data-dir", "images")
     assert stsbp("train", name, *folder_options, *OPTIONS, "--out", "run").exit_code == 0
     assert stsbp("evaluate", "run").exit_code == 0
@@ -225,11 +224,11 @@ def test_a_run_that_another_process_began_meanwhile_stays(
     original = build.load_data
 
     def slow(*arguments: object) -> object:
-        monkeypatch.setattr(train_command, "load_data", original)
+        monkeypatch.setattr(execute, "load_data", original)
         assert stsbp("train", "digits", *tiny, "--out", "run").exit_code == 0
         return original(*arguments)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(train_command, "load_data", slow)
+    monkeypatch.setattr(execute, "load_data", slow)
     done = stsbp("train", "digits", *tiny, "--seed", 7, "--out", "run")
     assert done.exit_code == 1
     assert "meanwhile" in done.output

@@ -202,14 +202,14 @@ def test_report_of_spike_trains(stsbp: Callable[..., Result], tmp_path: Path) ->
 def test_report_without_data(
     stsbp: Callable[..., Result], train_tiny: Callable[..., Result], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from stsbp.cli import report
     from stsbp.errors import DataError
+    from stsbp.report import write
 
     def missing(*_: Any) -> None:
         raise DataError("the data are gone")
 
     train_tiny(tmp_path / "run")
-    monkeypatch.setattr(report, "load_data", missing)
+    monkeypatch.setattr(write, "load_data", missing)
     result = stsbp("report", tmp_path / "run")
     assert result.exit_code == 1
     assert "the data are gone\n(--no-samples" in result.stderr

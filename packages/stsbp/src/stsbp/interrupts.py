@@ -116,14 +116,19 @@ def _end(code: int) -> None:
 
 
 @contextlib.contextmanager
-def handled_by(handler: Callable[[int, FrameType | None], object]) -> Iterator[None]:
-    """Let Ctrl-C, SIGTERM and SIGHUP, if the system has them, call `handler`. Restores the previous handlers at the
-    end.
+def handled_by(handler: Callable[[int, FrameType | None], object], *numbers: signal.Signals) -> Iterator[None]:
+    """Let signals call `handler`: `numbers`, or Ctrl-C, SIGTERM and SIGHUP, if the system has them. Restores the
+    previous handlers at the end. Only the main thread of Python can handle signals. In others, this does nothing.
 
     A signal that the parent process ignores stays ignored: SIGHUP under nohup, Ctrl-C in the background of a script.
     The handler may finish its work after the first signal. After the second one, the process must end (`WATCH`).
     """
-    handled_numbers = [number for number in _numbers() if signal.getsignal(number) is not signal.SIG_IGN]
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    # The handler of a program that embeds Python is None, and could not be restored.
+    kept_handlers = (signal.SIG_IGN, None)
+    handled_numbers = [number for number in numbers or _numbers() if signal.getsignal(number) not in kept_handlers]
     needed, WATCH.needed = WATCH.needed, 2
     former_handlers = {number: signal.signal(number, handler) for number in handled_numbers}
     try:

@@ -32,7 +32,6 @@ __all__ = [
     "Finite",
     "OptionalPaths",
     "batch_size_option",
-    "check_on",
     "checkpoint_option",
     "choose_backend",
     "completes",
@@ -134,12 +133,6 @@ batch_size_option = click.option(
     type=click.IntRange(1, 10**9),
     help="Number of samples to compute at a time.  [default: the batch size of the run]",
 )
-
-
-def check_on(on: str | None, split: str) -> None:
-    """Raise `ConfigError` if both another data set and a split of the run's own data are named."""
-    if on is not None and split != "test":
-        raise ConfigError(f"--on always uses the test samples of {on}; leave --split {split} out")
 
 
 def choose_backend(options: Globals, rendezvous: Rendezvous | None = None) -> AbstractBackend:

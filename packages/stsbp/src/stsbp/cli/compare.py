@@ -14,19 +14,18 @@ from typing import Any
 import click
 
 from stsbp.cli import COMMANDS, PathName
-from stsbp.cli.common import say
+from stsbp.cli.common import say, say_warning
 from stsbp.config import OWN, PATHS, RunConfig
 from stsbp.datasets.registry import named_path
-from stsbp.errors import CheckpointError, printable
+from stsbp.errors import printable
 from stsbp.files import real
 from stsbp.measures.matching import within
-from stsbp.training import checkpoint
-from stsbp.training.build import TOLERANCE, build_loss, decoders
-from stsbp.training.metrics import read_records
+from stsbp.training.build import TOLERANCE
+from stsbp.training.compare import facts
 from stsbp.training.run_folder import RunFolder
 from stsbp.training.timing_text import latency_text, mean_text, timing_text
 
-__all__ = ["command", "facts"]
+__all__ = ["command"]
 
 _FIGURES = (
     *("accuracy", "accuracy_spike_count", "precision", "recall", "f1"),
@@ -65,7 +64,7 @@ def command(runs: tuple[Path, ...], as_json: bool) -> None:
     In a terminal, a table that is too wide is split into several tables. In a file or a pipe, the command writes one
     table with full paths.
     """
-    run_facts = [facts(run) for run in _chosen(runs)]
+    run_facts = [facts(run, say_warning) for run in _chosen(runs)]
     if as_json:
         for fact in run_facts:
             click.echo(json.dumps(fact))
@@ -84,52 +83,6 @@ def _chosen(runs: Sequence[Path]) -> list[Path]:
         with contextlib.suppress(OSError):
             click.echo(f"{click.format_filename(path)} is left out: it is {kind}", err=True)
     return [run for run in runs if run not in others]
-
-
-def _warn(text: str) -> None:
-    say(f"warning: {text}", err=True)
-
-
-def facts(run: Path) -> dict[str, Any]:
-    """The facts about a run: `run`, `settings`, `contents`, `epochs`, `seconds`, `training`, `validation`, `test`,
-    `backend`.
-
-    `contents` are the digests of the data in the last checkpoint. It is empty if that has none, or is damaged.
-
-    `decoders` are the names of `accuracy` and `accuracy_spike_count`. It is empty if the run has no classes.
-
-    Raises:
-        CheckpointError: the path is not a run, or its files cannot be read.
-    """
-    folder = RunFolder(run)
-    config = folder.read_config()
-    records, starts = read_records(folder.path, config, _warn), folder.starts()
-    epochs = [r for r in records if r["kind"] == "epoch"]
-    result: dict[str, Any] = {
-        "run": str(run),
-        "settings": config.model_dump(),
-        "contents": _contents(folder.path),
-        "epochs": len(epochs),
-        "seconds": round(sum(r["seconds"] for r in epochs), 1),
-        "backend": f"{starts[-1].get('backend')} on {starts[-1].get('device')}" if starts else None,
-        "training": epochs[-1] if epochs else None,
-    }
-    for split in ("validation", "test"):
-        rows = [r for r in records if r["kind"] == "evaluation" and r.get("split") == split]
-        result[split] = rows[-1] if rows else None
-    classes = any("accuracy" in record for record in records)
-    result["decoders"] = list(decoders(build_loss(config).of_potentials)) if classes else []
-    return result
-
-
-def _contents(folder: Path) -> dict[str, str]:
-    """The digests of the data in the last checkpoint (`stsbp.training.build.Data.contents`)."""
-    try:
-        contents = checkpoint.described(folder, "last").get("contents", {})
-    except CheckpointError:
-        # Reading the records has already told it.
-        return {}
-    return {str(name): str(digest) for name, digest in contents.items()} if isinstance(contents, dict) else {}
 
 
 def _label(figure: str, run_facts: Sequence[dict[str, Any]]) -> str:

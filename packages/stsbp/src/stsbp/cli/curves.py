@@ -15,7 +15,6 @@ from stsbp_spec.typing import Coding
 from stsbp.cli import COMMANDS, Globals, PathName
 from stsbp.cli.common import (
     batch_size_option,
-    check_on,
     checkpoint_option,
     choose_backend,
     limit_threads,
@@ -33,6 +32,7 @@ from stsbp.plots import PLOT, check_plots, escape_dollars, new_figure, save
 from stsbp.training.blank import warn_of_blank
 from stsbp.training.build import TOLERANCE, decoders, load_data, load_test_set
 from stsbp.training.curves import by_noise, over_time
+from stsbp.training.evaluate_run import check_on
 from stsbp.training.noise import KINDS, parse_noise
 from stsbp.training.overlap import check_on_other, names_on, warn_of_seen
 from stsbp.training.progress import reporter

@@ -14,7 +14,6 @@ from stsbp.cli import COMMANDS, Globals, PathName
 from stsbp.cli.common import (
     Finite,
     batch_size_option,
-    check_on,
     checkpoint_option,
     choose_backend,
     limit_threads,
@@ -27,13 +26,12 @@ from stsbp.cli.common import (
 )
 from stsbp.cli.settings import complete_data_set
 from stsbp.cli.spike_times import Tolerances, spike_times_text
-from stsbp.errors import ConfigError, printable
+from stsbp.errors import printable
 from stsbp.measures.matching import TOLERANCES, within
 from stsbp.processes.group import join
-from stsbp.training.blank import warn_of_blank
-from stsbp.training.build import TOLERANCE, Data, decoders, load_data, load_test_set
-from stsbp.training.evaluate import Evaluation, evaluate
-from stsbp.training.overlap import check_on_other, names_on, warn_of_seen
+from stsbp.training.build import TOLERANCE, decoders
+from stsbp.training.evaluate import Evaluation
+from stsbp.training.evaluate_run import EvaluationRequest, evaluate_run
 from stsbp.training.progress import shown_by
 from stsbp.training.run_folder import RunFolder
 from stsbp.training.timing import Measuring
@@ -112,11 +110,19 @@ def command(
     command also prints timing errors, the distances of van Rossum, Hamming and Victor-Purpura, and the number of steps
     until the first right spike. Beside them stand the values by chance: those for the targets of other samples.
     """
-    check_on(on, split)
+    request = EvaluationRequest(
+        split,
+        on,
+        data_dir,
+        batch_size=batch_size,
+        tolerance=tolerance,
+        tolerances=tolerances,
+        cost=cost,
+        seed=seed,
+    )
     folder = RunFolder(run)
     config = folder.read_config()
-    if on is not None:
-        check_on_other(config, on, data_dir)
+    request.check(config)
     rendezvous = meeting(processes, rank_timeout, threads or 0)
     # Several processes share the cores that their launcher divided among them.
     limit_threads(config.threads if threads is None and rendezvous is None else threads or 0)
@@ -137,62 +143,18 @@ def command(
         )
         trained = load_trained(folder, checkpoint, backend, group, warn=say_warning)
         group.compare_settings({"sha256": trained.info["sha256"]})
-        inputs = trained.task.inputs
-        of_spikes = {"--tolerance": tolerance, "--tolerances": tolerances, "--cost": cost, "--seed": seed}
-        if trained.network.has_readout and (typed := [name for name, given in of_spikes.items() if given is not None]):
-            raise ConfigError(
-                f"{typed[0]} applies to output spikes, but the readout of this run has none; leave {typed[0]} out"
-            )
-        tolerance = TOLERANCE if tolerance is None else tolerance
-        parameters: dict[str, Any] = {"tolerances": tolerances, "cost": cost, "seed": seed}
-        measuring = Measuring(**{name: value for name, value in parameters.items() if value is not None})
-        show, shared_count = shown_by(group), None
-        try:
-            if on is None:
-                with names_on(config, data_dir):
-                    data = group.one_by_one(lambda: load_data(config, show.loading, data_dir, True))
-                    dataset, samples = data.dataset, trained.samples(data, split)
-            else:
-                other = on
-                dataset = group.one_by_one(lambda: load_test_set(config, other, show.loading, data_dir))
-                samples = trained.other_samples(dataset)
-                group.compare_data(Data(dataset, samples, None, samples).contents)
-                if group.leads:
-                    shared_count = warn_of_seen(trained, on, samples, show)
-            if group.leads:
-                warn_of_blank(on or config.dataset, inputs.coding, {split: samples}, show, on or config.test_on)
-            evaluation = evaluate(
-                trained.task,
-                trained.state,
-                samples,
-                batch_size or config.batch_size,
-                lambda done: show.loading(f"evaluating {split}", done, len(samples)),
-                tolerance,
-                measuring,
-            )
-            for note in dataset.notes:
-                show.note(note)
-        finally:
-            show.close()
+        evaluated = evaluate_run(trained, request, shown_by(group))
     if not group.leads:
         return
     if as_json:
-        record = evaluation.record(split)
-        extra: dict[str, Any] = {"confusion": evaluation.confusion.tolist(), "classes": list(inputs.classes)}
-        if inputs.sequences:
-            extra = {}
-        if evaluation.timing is not None:
-            extra["by_neuron"] = evaluation.timing.record_by_neuron()
-        name = on or (config.test_on if split == "test" else "") or config.dataset
-        of = {"run": str(run), "checkpoint": checkpoint, "step": trained.info["step"], "dataset": name}
-        extra |= {} if shared_count is None else {"seen_in_training": shared_count}
-        click.echo(json.dumps({**of, **record, **extra}))
+        click.echo(json.dumps({"run": str(run), "checkpoint": checkpoint, **evaluated.record}))
+        return
+    title, inputs = split if on is None else on, trained.task.inputs
+    evaluation, tolerance = evaluated.evaluation, evaluated.tolerance
+    if inputs.sequences:
+        say(_sequence_text(evaluation, title, tolerance))
     else:
-        title = split if on is None else on
-        if inputs.sequences:
-            say(_sequence_text(evaluation, title, tolerance))
-        else:
-            say(_text(evaluation, title, inputs.classes, trained.network, tolerance))
+        say(_text(evaluation, title, inputs.classes, trained.network, tolerance))
 
 
 def _sequence_text(evaluation: Evaluation, split: str, tolerance: int) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 from pathlib import Path
 from typing import Any
 
@@ -10,24 +9,10 @@ import click
 
 from stsbp.cli import COMMANDS, PathName
 from stsbp.cli.common import Choice, Finite, checkpoint_option, say, say_warning
-from stsbp.errors import ConfigError
-from stsbp.interop.program import About, program
+from stsbp.interop.export import FORMS, check_options, export
 from stsbp.training.run_folder import RunFolder
 
-__all__ = ["FORMS", "OPTIONS", "command"]
-
-FORMS = {
-    "nir": "stsbp.interop.nir_file",
-    "onnx": "stsbp.interop.onnx_file",
-    "c": "stsbp.interop.c_source",
-}
-"""Export formats, with the module whose `write(program, about, out)` writes the file and returns the text to print."""
-
-OPTIONS = {
-    **dict.fromkeys(("layers", "states"), "onnx"),
-    **dict.fromkeys(("dt", "fold", "threshold_below", "pool"), "nir"),
-}
-"""Options that apply to one format only, with that format. Its `write` takes them as keyword arguments."""
+__all__ = ["command"]
 
 
 @click.command("export", short_help=COMMANDS["export"])
@@ -81,16 +66,12 @@ def command(run: Path, form: str, out: Path, checkpoint: str, **options: Any) ->
     cannot express a part of the network, an error names the part.
     """
     given_options = {name: value for name, value in options.items() if value is not None}
-    for name in given_options:
-        if OPTIONS[name] != form:
-            raise ConfigError(f"--{name.replace('_', '-')} is for --to {OPTIONS[name]} alone, got --to {form}")
+    check_options(form, given_options)
     # Imported here, because the help page does not need the code for training.
     from stsbp_spec.reference.backend import NumpyBackend
 
     from stsbp.training.trained import load_trained
 
     trained = load_trained(RunFolder(run), checkpoint, NumpyBackend(), warn=say_warning)
-    about = About(run.absolute().name, trained.info["sha256"], trained.settings.steps, trained.names)
-    exported = program(trained.network, trained.weights)
-    for line in importlib.import_module(FORMS[form]).write(exported, about, out, **given_options):
+    for line in export(trained, run.absolute().name, form, out, given_options):
         say(line)

@@ -58,6 +58,10 @@ _BUILT_IN = {
 """Modules of this project's data sets, relative to `stsbp.datasets`."""
 
 
+_ARRAYS = "arrays"
+"""What a run's settings name as its data set if it was trained on arrays in Python. Only these can be read again."""
+
+
 class _Datasets(Mapping[str, DatasetInfo]):
     """All data sets by name. A data set is imported on access."""
 
@@ -78,9 +82,14 @@ class _Datasets(Mapping[str, DatasetInfo]):
             raise DataError(f"several packages have a data set {name!r}: {', '.join(owners)}; uninstall all but one")
         if points:
             return _of_package(points[0])
-        module, _, attribute = _BUILT_IN[name].partition(":")
-        info: DatasetInfo = getattr(importlib.import_module(f"stsbp.datasets.{module}"), attribute)
-        return info
+        return _info(_BUILT_IN[name])
+
+
+def _info(place: str) -> DatasetInfo:
+    """The `DatasetInfo` of a module of this project, `MODULE:NAME`."""
+    module, _, attribute = place.partition(":")
+    info: DatasetInfo = getattr(importlib.import_module(f"stsbp.datasets.{module}"), attribute)
+    return info
 
 
 def _package(point: EntryPoint) -> str:
@@ -106,7 +115,7 @@ def _of_package(point: EntryPoint) -> DatasetInfo:
 
 def _code_of(info: DatasetInfo, function: Callable[..., Any], role: str) -> AbstractContextManager[None]:
     """Name `function`, and the line that failed, in errors of a data set of another package."""
-    if info.name in _BUILT_IN:
+    if info.name in (*_BUILT_IN, _ARRAYS):
         return nullcontext()
     name = getattr(function, "__qualname__", type(function).__name__)
     function_name = f"{getattr(function, '__module__', '')}.{name}".removeprefix(".")
@@ -134,7 +143,7 @@ def named_path(name: str) -> tuple[str, Path] | None:
 
 def is_known(name: str) -> bool:
     """Whether a name is that of a data set, with its options or its path."""
-    return named_path(name) is not None or name.partition(":")[0] in DATASETS
+    return named_path(name) is not None or name == _ARRAYS or name.partition(":")[0] in DATASETS
 
 
 def known_infos() -> Iterator[DatasetInfo]:
@@ -171,6 +180,8 @@ def _read(name: str) -> tuple[DatasetInfo, str, dict[str, str]]:
     named = named_path(name)
     if named is not None:
         return DATASETS[_PREFIXES[named[0]]], "", {}
+    if name == _ARRAYS:
+        return _info("arrays:ARRAYS"), "", {}
     dataset_name, *words = name.split(":")
     if dataset_name not in DATASETS:
         known_names = ", ".join([*DATASETS, *(f"{prefix}PATH" for prefix in _PREFIXES)])
@@ -219,6 +230,7 @@ def load(
     image_size: int | None = None,
     only_test: bool = False,
     train_only: bool = False,
+    info: DatasetInfo | None = None,
 ) -> Dataset:
     """Load a data set.
 
@@ -239,6 +251,7 @@ def load(
         image_size: resize the images of an image folder to this many pixels square; refused for other data sets.
         only_test: load only the test set; if the source has none, all samples are the test set.
         train_only: load no test set; if the source has none, all samples are training samples.
+        info: what loads the data set; by default what its name stands for.
 
     Raises:
         DataError: the name is unknown, or the data are missing or malformed. The message says what to do.
@@ -256,7 +269,7 @@ def load(
     check_seed(seed)
     if not (binning is None or isinstance(binning, EventBinning)):
         raise DataError(f"binning is an EventBinning, got {shown(binning)}")
-    info, argument, options = _read(name)
+    info, argument, options = _read(name) if info is None else (info, "", {})
     if info.argument and not argument:
         raise DataError(f"{name} needs a name after a colon: {info.synopsis}")
     named = named_path(name)
@@ -295,7 +308,7 @@ def load(
         dataset: object = info.load(request)
     if not isinstance(dataset, Dataset):
         raise DataError(f"{info.name}: its loader must return a Dataset, got a {type(dataset).__name__}")
-    if info.name not in _BUILT_IN:
+    if info.name not in (*_BUILT_IN, _ARRAYS):
         train, test = (GuardedSplit(info.name, split) for split in (dataset.train, dataset.test))
         dataset = replace(dataset, train=train, test=test)
     if not (only_test or len(dataset.train)):

@@ -33,7 +33,7 @@ from stsbp_spec.typing import AnyArray, Coding, Float64, Int64, Shape, UInt8
 from stsbp_spec.validation import listed, shown
 
 from stsbp.config import OF_NEURONS, OWN, RECORDING_SETTINGS, RunConfig
-from stsbp.datasets import Dataset, Split, hold_out, load
+from stsbp.datasets import Dataset, DatasetInfo, Split, hold_out, load
 from stsbp.datasets.base import ProgressCallback, SequenceLabels, content_of, lengths_of
 from stsbp.datasets.registry import info_of, known_infos, named_path
 from stsbp.errors import ConfigError, DataError
@@ -218,7 +218,11 @@ class Data:
 
 
 def load_data(
-    config: RunConfig, progress: ProgressCallback | None = None, moved: str | None = None, begun: bool = False
+    config: RunConfig,
+    progress: ProgressCallback | None = None,
+    moved: str | None = None,
+    begun: bool = False,
+    given: DatasetInfo | None = None,
 ) -> Data:
     """Load the data set of a run, and separate its validation samples.
 
@@ -227,11 +231,14 @@ def load_data(
         progress: function that receives the progress of reading.
         moved: where the data are now, if the run's own settings are no longer correct.
         begun: whether the run was begun before, so that its data may have moved. An error then says how to continue.
+        given: arrays that take the place of the data set; None: the data set has a name.
 
     Raises:
         DataError: the data are missing or malformed, or too few for the settings.
         ConfigError: settings define how recordings are binned or images are resized, but the data are others.
     """
+    if given is not None:
+        return cut_validation(load_dataset(config, progress, given), config)
     if moved is None:
         return cut_validation(_load_of_run(config, progress, begun), config)
     named = _named_to_move(config)
@@ -280,8 +287,10 @@ def _load_of_run(config: RunConfig, progress: ProgressCallback | None, begun: bo
         ) from error
 
 
-def load_dataset(config: RunConfig, progress: ProgressCallback | None = None) -> Dataset:
-    """Load the data set of a run.
+def load_dataset(
+    config: RunConfig, progress: ProgressCallback | None = None, given: DatasetInfo | None = None
+) -> Dataset:
+    """Load the data set of a run. `given` are arrays that take its place.
 
     Raises:
         DataError: the data are missing or malformed, or too few for the settings.
@@ -318,7 +327,7 @@ def load_dataset(config: RunConfig, progress: ProgressCallback | None = None) ->
     data_dir = "" if of_other else config.data_dir
     train_only = not config.test or bool(config.test_on)
     selection = {"limit": config.limit or None, "holdout": config.holdout or None, "train_only": train_only}
-    dataset = _load(config, config.dataset, data_dir, progress, **selection)
+    dataset = _load(config, config.dataset, data_dir, progress, info=given, **selection)
     if config.test_on:
         return _tested_on(dataset, load_test_set(config, config.test_on, progress))
     note = () if config.test else ("no test set is used, as requested, so nothing is tested",)
@@ -326,7 +335,11 @@ def load_dataset(config: RunConfig, progress: ProgressCallback | None = None) ->
 
 
 def load_test_set(
-    config: RunConfig, name: str, progress: ProgressCallback | None = None, data_dir: str | None = None
+    config: RunConfig,
+    name: str,
+    progress: ProgressCallback | None = None,
+    data_dir: str | None = None,
+    given: DatasetInfo | None = None,
 ) -> Dataset:
     """Load the test samples of another data set, as a run loads its own. Without a test set, these are all samples.
 
@@ -335,13 +348,14 @@ def load_test_set(
         name: name of the data set. If the name contains a path, such as `folder:PATH`, it is read from there.
         progress: function that receives the progress of reading.
         data_dir: the requested data folder; by default that of the run.
+        given: arrays that take the place of the data set; None: it is loaded by its name.
 
     Raises:
         DataError: the data are missing or malformed.
     """
     if data_dir is None:
         data_dir = "" if named_path(name) is not None else config.data_dir
-    return _load(config, name, data_dir, progress, only_test=True)
+    return _load(config, name, data_dir, progress, only_test=True, info=given)
 
 
 def _load(config: RunConfig, name: str, data_dir: str, progress: ProgressCallback | None, **which: Any) -> Dataset:

@@ -161,10 +161,11 @@ def stop_together(stop: StopRequest, group: Group, *, clock: bool = True) -> Non
 
 
 @contextlib.contextmanager
-def stop_on_signals(deadline: float | None = None) -> Iterator[StopRequest]:
+def stop_on_signals(deadline: float | None = None, *, is_command: bool = True) -> Iterator[StopRequest]:
     """Let Ctrl-C, SIGTERM and SIGHUP request a stop. Another signal, a second later, interrupts without saving.
 
-    A third one ends the process. At `deadline`, a time of `time.monotonic`, the clock also requests a stop.
+    A third one ends the process. At `deadline`, a time of `time.monotonic`, the clock also requests a stop. In a
+    program that is not the command line (`is_command`), only Ctrl-C requests a stop, and it never ends the process.
     """
     request = StopRequest(deadline)
     signal_times: list[float] = []
@@ -179,12 +180,12 @@ def stop_on_signals(deadline: float | None = None) -> Iterator[StopRequest]:
             request.signal_number = number
             if request.abandons:
                 raise KeyboardInterrupt
-        elif len(signal_times) == 2:
+        elif len(signal_times) == 2 or not is_command:
             raise KeyboardInterrupt
         else:
             os._exit(128 + number)
 
-    with handled_by(ask):
+    with handled_by(ask, *(() if is_command else (signal.SIGINT,))):
         yield request
 
 

@@ -112,12 +112,12 @@ def _seen_in_training(
         if not _are_comparable(trained.settings.dataset, name):
             return None
         run_config = trained.settings.model_copy(update={"download": False})
-        data = load_data(run_config, show.loading)
+        data = load_data(run_config, show.loading, given=trained.given)
         # This raises an error if the data have changed.
         trained.samples(data, "train")
         if like is not None and any(getattr(like, key) != getattr(run_config, key) for key in _FORM):
             form = {key: getattr(like, key) for key in _FORM}
-            data = load_data(run_config.model_copy(update=form), show.loading)
+            data = load_data(run_config.model_copy(update=form), show.loading, given=trained.given)
     except (DataError, ConfigError) as error:
         reason = str(error).partition("\n")[0]
         show.note(f"cannot check whether {run} was trained on some of these samples: {reason}")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property, partial
 from typing import Any
 
@@ -24,7 +24,7 @@ from stsbp_spec.validation import array_of, integer, shown
 
 from stsbp import records
 from stsbp.config import RunConfig
-from stsbp.datasets import Dataset, Split
+from stsbp.datasets import Dataset, DatasetInfo, Split
 from stsbp.errors import ConfigError
 from stsbp.processes.group import Group
 from stsbp.training import checkpoint
@@ -108,12 +108,14 @@ class Trained:
         task: its network, trainer and label sequences.
         state: weights and optimiser state, as arrays of the backend; `task.trainer.step` continues from here.
         info: facts about the checkpoint: update, epoch, digest, data.
+        given: the arrays on which the run was trained, if they are known; None: its data set has a name.
     """
 
     settings: RunConfig
     task: Task
     state: TrainState
     info: dict[str, Any]
+    given: DatasetInfo | None = field(default=None, kw_only=True)
 
     @property
     def network(self) -> NetworkSpec:

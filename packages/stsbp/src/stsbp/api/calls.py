@@ -1,0 +1,104 @@
+"""What all calls from Python share: errors of one family, backends, and threads that are restored afterwards."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from stsbp_spec.engine.backend import AbstractBackend
+from stsbp_spec.registry import default_backend, open_backend
+from stsbp_spec.validation import shown
+
+from stsbp.errors import ConfigError, understood
+
+__all__ = ["in_python", "limited_threads", "opened", "path_of", "with_keywords"]
+
+_OPTION = re.compile(r"(?<![\w/.-])--(no-)?([a-z][a-z0-9-]*)")
+_COMMAND = re.compile(r"\bstsbp [a-z-]+ ")
+
+
+@contextlib.contextmanager
+def in_python() -> Iterator[None]:
+    """Let errors name the keywords of Python, and raise only subclasses of `StsbpError` for what is not a bug.
+
+    Errors of the operating system and of exhausted memory become such errors, too.
+    """
+    try:
+        yield
+    except Exception as error:
+        if (user_error := understood(error)) is None:
+            raise
+        user_error.args = (with_keywords(str(user_error)),)
+        if user_error is error:
+            raise
+        raise user_error from error
+
+
+def with_keywords(text: str) -> str:
+    """A message of the command line with keywords in place of options. Commands in it are kept.
+
+    >>> with_keywords("leave --own-lengths out, or give --no-test")
+    'leave own_lengths= out, or give test=False'
+    """
+    return "\n".join(map(_line_with_keywords, text.split("\n")))
+
+
+def _line_with_keywords(line: str) -> str:
+    command = _COMMAND.search(line)
+    end = len(line) if command is None else command.start()
+    return _OPTION.sub(_keyword, line[:end]) + line[end:]
+
+
+def _keyword(option: re.Match[str]) -> str:
+    negated, name = option.groups()
+    return f"{name.replace('-', '_')}={'False' if negated else ''}"
+
+
+def opened(backend: AbstractBackend | str | None, device: str | None) -> AbstractBackend:
+    """The backend of a name, or by default; a backend that is already open is returned.
+
+    Raises:
+        BackendError: it is not available. The message gives the reason and a remedy.
+        ConfigError: a device is named for a backend that is already open.
+    """
+    if not isinstance(backend, AbstractBackend):
+        return open_backend(default_backend() if backend is None else backend, device)
+    if device is not None:
+        raise ConfigError(f"the backend is already open on {backend.device}; leave device out")
+    return backend
+
+
+def path_of(name: str, value: object) -> Path:
+    """The path of an argument.
+
+    Raises:
+        ConfigError: it is not one.
+    """
+    if isinstance(value, (str, os.PathLike)) and os.fspath(value):
+        return Path(os.fsdecode(value))
+    raise ConfigError(f"{name} is a path such as 'runs/digits', got {shown(value)}")
+
+
+@contextlib.contextmanager
+def limited_threads(count: int) -> Iterator[None]:
+    """Limit the libraries that are loaded to `count` threads, and restore their numbers at the end; 0: no limit."""
+    if count == 0:
+        yield
+        return
+    import threadpoolctl  # type: ignore[import-untyped]
+
+    numba: Any = sys.modules.get("numba")
+    with threadpoolctl.threadpool_limits(count):
+        former = None if numba is None else numba.get_num_threads()
+        try:
+            if numba is not None:
+                numba.set_num_threads(min(count, numba.config.NUMBA_NUM_THREADS))
+            yield
+        finally:
+            if numba is not None:
+                numba.set_num_threads(former)

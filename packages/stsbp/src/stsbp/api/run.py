@@ -1,0 +1,236 @@
+"""A trained run in Python: `stsbp.Run`, which `stsbp.train`, `stsbp.load_run` and `stsbp.save_run` return."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any, Literal
+
+from stsbp_spec.engine.backend import AbstractBackend
+from stsbp_spec.validation import shown
+
+from stsbp.api.calls import in_python, limited_threads, opened, path_of
+from stsbp.api.progress import ProgressArgument, reporter_for
+from stsbp.datasets.arrays import ARRAYS, GivenData, given_data
+from stsbp.errors import CheckpointError, ConfigError
+from stsbp.interop.export import export
+from stsbp.report.write import ReportRequest, report_path, write_report
+from stsbp.training import compare as comparison
+from stsbp.training.evaluate_run import EvaluationRequest, evaluate_run
+from stsbp.training.metrics import read_records
+from stsbp.training.run_folder import RunFolder
+from stsbp.training.trained import Trained, load_trained
+
+__all__ = ["Run", "compare", "load_run", "opened_run"]
+
+
+@dataclass(frozen=True)
+class Run(Trained):
+    """A trained network, and the folder of its run.
+
+    Attributes:
+        folder: the folder of the run.
+        checkpoint: name of the checkpoint that was read, `last` or `best`.
+    """
+
+    folder: Path = field(kw_only=True)
+    checkpoint: Literal["last", "best"] = field(default="last", kw_only=True)
+
+    def __repr__(self) -> str:
+        state = "finished" if self.finished else f"{self.info['epoch']} of {self.settings.epochs} epochs"
+        return f"Run({str(self.folder)!r}, {self.settings.dataset}, network {self.network}, {state})"
+
+    @property
+    def finished(self) -> bool:
+        """Whether all epochs were done when the checkpoint was saved."""
+        return bool(self.info["epoch"] >= self.settings.epochs)
+
+    @property
+    def metrics(self) -> list[dict[str, Any]]:
+        """The records of the run as `metrics.jsonl` has them, without nesting: `pandas.DataFrame(run.metrics)`.
+
+        `kind` is `step` (every `log_every` updates), `epoch` or `evaluation`. Spike rates are `rates.conv1` and so on.
+
+        Raises:
+            CheckpointError: the records cannot be read, or are not those of the run.
+        """
+        with in_python():
+            return [comparison.flat(record) for record in read_records(self.folder, self.settings)]
+
+    def evaluate(
+        self,
+        data: Any = None,
+        split: str = "test",
+        *,
+        on: str | None = None,
+        data_dir: str | os.PathLike[str] | None = None,
+        batch_size: int | None = None,
+        tolerance: int | None = None,
+        progress: ProgressArgument = False,
+    ) -> dict[str, Any]:
+        """Evaluate the network, as `stsbp evaluate --json` does.
+
+        Args:
+            data: other samples, as `stsbp.train` takes them: all of `(inputs, labels)`, or the test samples if there
+                are some. None: the data of the run.
+            split: split of the data of the run: `test`, `validation` or `train`.
+            on: name of another data set, whose test samples are used.
+            data_dir: folder of the data set; None: that of the run.
+            batch_size: number of samples at a time; None: that of the run.
+            tolerance: largest distance in steps at which an output spike matches a target spike; None: 1.
+            progress: as for `stsbp.train`.
+
+        Returns:
+            The results by name: `samples`, `loss`, `rates`, `accuracy`, `confusion` (row: true class), and so on.
+
+        Raises:
+            ConfigError: the data are not those of the run, or do not fit it.
+            DataError: the data are missing or malformed.
+        """
+        with in_python(), limited_threads(self.settings.threads):
+            if isinstance(data, str):
+                data, on = None, self._one_of(data, on)
+            other = None if data is None else self._fitting(data)
+            request = EvaluationRequest(
+                split=split,
+                on=self._one_of(ARRAYS.name, on) if other is not None else on,
+                data_dir=None if data_dir is None else str(path_of("data_dir", data_dir)),
+                other=None if other is None else other.info,
+                batch_size=batch_size,
+                tolerance=tolerance,
+            )
+            request.check(self.settings)
+            record = evaluate_run(self, request, reporter_for(progress)).record
+        return {"run": str(self.folder), "checkpoint": self.checkpoint, **record}
+
+    def report(
+        self,
+        path: str | os.PathLike[str] | None = None,
+        *,
+        split: str | None = None,
+        data_dir: str | os.PathLike[str] | None = None,
+        samples: bool | None = None,
+        progress: ProgressArgument = False,
+    ) -> Path:
+        """Write one HTML file that shows the run, as `stsbp report` does. Returns its path.
+
+        Args:
+            path: the file; None: beside the folder of the run.
+            split: samples to show; None: the first of test, validation and train that exists.
+            data_dir: folder of the data set; None: that of the run.
+            samples: whether to include the confusion matrix and samples, for which the data are needed. None: yes,
+                unless the run was trained on arrays and `load_run` did not get them.
+            progress: as for `stsbp.train`.
+
+        Raises:
+            FileError: there is another file, or it cannot be written.
+            ConfigError, DataError: as `evaluate`.
+        """
+        with in_python(), limited_threads(self.settings.threads):
+            if samples is None:
+                samples = self.settings.dataset != ARRAYS.name or self.given is not None
+            place = None if data_dir is None else str(path_of("data_dir", data_dir))
+            request = ReportRequest(split, place, samples)
+            file = report_path(self.folder, None if path is None else path_of("path", path))
+            write_report(self, RunFolder(self.folder), self.checkpoint, file, request, reporter_for(progress))
+            return file
+
+    def export(self, form: str, path: str | os.PathLike[str], **options: Any) -> Path:
+        """Write the network for other programs, as `stsbp export --to FORM` does. Returns the path.
+
+        Args:
+            form: `c`, `onnx` or `nir`.
+            path: the file to write; for `c`, a folder.
+            options: options of the format, by their names on the command line, for example `states=True`.
+
+        Raises:
+            ConfigError: the format is unknown, or does not have an option.
+            StsbpError: the format cannot express a part of the network, or the file cannot be written.
+        """
+        with in_python():
+            file = path_of("path", path)
+            export(self, self.folder.absolute().name, form, file, options)
+            return file
+
+    def _one_of(self, name: str, on: str | None) -> str:
+        if on is not None:
+            raise ConfigError(f"data and on={on!r} both say what to evaluate on; give one of them")
+        return name
+
+    def _fitting(self, data: Any) -> GivenData:
+        """Arrays whose classes and counts are those of the run, which they may not contain completely."""
+        inputs = self.task.inputs
+        return given_data(data, inputs.classes or None, inputs.input_max)
+
+
+def opened_run(
+    folder: RunFolder,
+    checkpoint: Literal["last", "best"],
+    backend: AbstractBackend,
+    given: GivenData | None = None,
+) -> Run:
+    """The run in a folder, read for a backend that is open."""
+    trained = load_trained(folder, checkpoint, backend)
+    own = {entry.name: getattr(trained, entry.name) for entry in fields(Trained)}
+    own["given"] = None if given is None else given.info
+    return Run(**own, folder=folder.path, checkpoint=checkpoint)
+
+
+def load_run(
+    run: str | os.PathLike[str],
+    checkpoint: Literal["last", "best"] = "last",
+    *,
+    backend: AbstractBackend | str | None = None,
+    device: str | None = None,
+    data: Any = None,
+) -> Run:
+    """Load a run from its folder.
+
+        run = stsbp.load_run("runs/digits")
+        run.predict(images).classes
+
+    Args:
+        run: the folder that `stsbp train --out` or `stsbp.train` wrote.
+        checkpoint: which of the two checkpoints to load.
+        backend: name of the backend to use, as `stsbp backends` lists them. It may differ from the one that trained
+            the run. None: torch if it is installed, otherwise the first installed backend.
+        device: device of the backend; None: its default.
+        data: the arrays on which the run was trained, as `stsbp.train` takes them, for `evaluate` and `report`. None:
+            its data set has a name, or is not needed.
+
+    Raises:
+        CheckpointError: there is no such run, or its checkpoint is damaged.
+        BackendError: the backend or the device is not available. The message gives the reason and a remedy.
+        DataError: the data have another form.
+    """
+    with in_python():
+        try:
+            folder = RunFolder(Path(run))
+        except TypeError as error:
+            raise CheckpointError(
+                f"a run is the path of its folder, such as 'runs/digits', got {shown(run)}"
+            ) from error
+        folder.read_config()
+        given = None if data is None else given_data(data)
+        return opened_run(folder, checkpoint, opened(backend, device), given)
+
+
+def compare(runs: Sequence[Run | str | os.PathLike[str]]) -> list[dict[str, Any]]:
+    """Compare runs by their records, as `stsbp compare` does: one row for each run, `pandas.DataFrame(compare(runs))`.
+
+    A row has the folder, the data set, the settings in which the runs differ, `epochs_done`, the last results such as
+    `test.accuracy`, `training.loss` and `training.rates.conv1`, the `seconds` of the training, and the backend.
+
+    Args:
+        runs: runs or their folders.
+
+    Raises:
+        CheckpointError: there is no such run, or its files cannot be read.
+    """
+    with in_python():
+        if isinstance(runs, (str, os.PathLike, Run)) or not isinstance(runs, Sequence):
+            raise ConfigError(f"runs are a list of runs or of their folders, got {shown(runs)}")
+        folders = [run.folder if isinstance(run, Run) else path_of("a run", run) for run in runs]
+        return comparison.rows([comparison.facts(folder, lambda _: None) for folder in folders])

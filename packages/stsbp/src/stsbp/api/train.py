@@ -1,0 +1,207 @@
+"""`stsbp.train`: trains a network in Python with the settings, files and bits of the command line."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import time
+from collections.abc import Iterator, Mapping
+from functools import partial
+from typing import Any
+
+import numpy as np
+from stsbp_spec.distributed.launcher import found
+from stsbp_spec.engine.backend import AbstractBackend
+from stsbp_spec.networks.spec import NetworkSpec
+from stsbp_spec.validation import real, shown
+
+from stsbp.api.calls import in_python, limited_threads, opened, path_of
+from stsbp.api.progress import ProgressArgument, Stopping, reporter_for
+from stsbp.api.run import Run, opened_run
+from stsbp.api.settings import network_settings, plain_settings
+from stsbp.config import RunConfig, SettingsSource
+from stsbp.datasets.arrays import ARRAYS, GivenData, given_data
+from stsbp.errors import ConfigError
+from stsbp.processes.group import Group
+from stsbp.training.execute import Caller, execute
+from stsbp.training.loop import TIME_IS_UP, Stopped, StopRequest, stop_on_signals
+from stsbp.training.plan import SAME, RunPlan, check_resume, plan_run, settings_sources
+from stsbp.training.run_folder import RunFolder
+
+__all__ = ["train"]
+
+
+def train(
+    data: Any = None,
+    network: str | NetworkSpec | None = None,
+    *,
+    out: str | os.PathLike[str] | None = None,
+    resume: bool | str | os.PathLike[str] = False,
+    overwrite: bool = False,
+    preset: str | None = None,
+    config: str | os.PathLike[str] | RunConfig | Mapping[str, Any] | None = None,
+    backend: AbstractBackend | str | None = None,
+    device: str | None = None,
+    progress: ProgressArgument = True,
+    stop_after: float | None = None,
+    allow_imports: bool = False,
+    **settings: Any,
+) -> Run:
+    """Train a network, as `stsbp train` does: with the same settings, files and bits.
+
+        run = stsbp.train("digits", "16C3-P2", epochs=3, out="runs/digits")
+        run = stsbp.train((inputs, labels), "64-32", lr=1e-3)
+
+    Args:
+        data: name of a data set such as `"digits"` or `"events:FILE.npz"`; a `stsbp.datasets.Dataset`; or arrays:
+            `(inputs, labels)`, `(inputs, labels, test_inputs, test_labels)`, or a dict with `inputs`, `labels` or
+            `targets`, and perhaps `lengths`, `classes`, `test_inputs` and so on. Inputs are images `[n, C, H, W]` or
+            `[n, N]`, or spikes `[T, n, C, H, W]` or `[T, n, N]`; labels are integers `[n]`; targets are spike trains
+            `[T, n, N]`. None: the data set of `preset`, `config` or `resume`.
+        network: hidden layers in the notation of `net`, or a whole network; None: that of the settings.
+        out: folder of the run; None: `runs/DATASET-DATE-TIME`.
+        resume: True: continue the run in `out`, if there is one; or the folder of the run to continue.
+        overwrite: replace an earlier run in `out`.
+        preset: name of a published experiment, whose settings are used.
+        config: settings of a TOML file, of another run (`run.settings`) or of a dict, which `settings` override.
+        backend, device: name of the backend, or one that is open, and its device; None: torch if it is installed.
+        progress: True: show the progress as the command line does, in a notebook in the cell. False: show nothing, and
+            warn through the module `warnings`. A function receives a `stsbp.api.progress.Progress` after every update.
+            If it raises an error, the state is saved, and the error is raised.
+        stop_after: number of minutes after which the training stops. The run is returned unfinished.
+        allow_imports: import the modules of classes that the file of `config` names. Only for files that you trust.
+        settings: every setting of the command line by its name: `epochs=3`, `batch_size=20`, `test=False`.
+
+    Returns:
+        The trained run. `run.finished` is False if `stop_after` stopped it.
+
+    Raises:
+        KeyboardInterrupt: Ctrl-C was pressed. The current update is finished, and the state is saved; a second Ctrl-C
+            does not wait. Continue with `resume=True`. Only the main thread of Python can wait for Ctrl-C.
+        ConfigError: a setting is unknown or outside its domain, or differs from that of the run to continue.
+        StsbpError: any other error that is not a bug, for example `DataError`, `FileError` or `NumericError`.
+    """
+    with in_python():
+        _check_alone()
+        given = None if data is None or isinstance(data, str) else given_data(data)
+        typed = _typed(data, network, given, settings)
+        path, again = None if out is None else path_of("out", out), _resumed(resume, out)
+        check_resume(again, overwrite=overwrite)
+        sources = _sources(typed, preset, config)
+        deadline = _deadline(stop_after)
+        plan = plan_run(sources, path, again, overwrite, allow_imports=allow_imports)
+        engine, stopping = opened(backend, device), Stopping()
+        caller = Caller([_call(data, network, settings, preset, plan)], _again, partial(_stopping, deadline, stopping))
+        with limited_threads(plan.config.threads), _interrupts(plan, stopping):
+            execute(
+                plan,
+                sources,
+                engine,
+                Group(),
+                reporter_for(progress, stopping),
+                caller,
+                overwrite=overwrite,
+                given=None if given is None else given.info,
+            )
+        return opened_run(plan.folder, "last", engine, given)
+
+
+def _check_alone() -> None:
+    """Raise `ConfigError` if a launcher such as torchrun has started several processes."""
+    rendezvous = found(os.environ, 1.0)
+    if rendezvous is not None and rendezvous.size > 1:
+        raise ConfigError(
+            f"stsbp.train trains in one process, but {rendezvous.launcher} has started {rendezvous.size}; to share the "
+            "work among processes, use stsbp train --processes"
+        )
+
+
+def _typed(data: Any, network: Any, given: GivenData | None, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings that were typed, with those that data and network determine."""
+    typed = plain_settings(settings)
+    if "dataset" in typed:
+        raise ConfigError(f"the data set is the first argument: stsbp.train({typed['dataset']!r}, ...)")
+    if network is not None:
+        if "net" in typed:
+            raise ConfigError("network and net= are the same setting; give one of them")
+        typed |= network_settings(network, typed)
+    if given is not None:
+        typed["dataset"] = ARRAYS.name
+        if given.steps is not None:
+            typed.setdefault("steps", given.steps)
+        if given.coding == "direct" and typed.get("input_tau_s"):
+            raise ConfigError("--input-tau-s filters event frames, but the data are images; leave it out")
+    elif data is not None:
+        typed["dataset"] = data
+    return typed
+
+
+def _resumed(resume: object, out: object) -> str | None:
+    """`resume` as `plan_run` takes it."""
+    if resume is None or resume is False:
+        return None
+    if resume is not True:
+        return str(path_of("resume", resume))
+    if out is None:
+        raise ConfigError("resume=True continues the run in out; give out, or the folder of the run as resume")
+    return SAME
+
+
+def _sources(typed: Mapping[str, Any], preset: str | None, config: Any) -> list[SettingsSource]:
+    name = "stsbp.train"
+    if config is None or isinstance(config, (str, os.PathLike)):
+        return settings_sources(name, typed, preset, None if config is None else path_of("config", config))
+    values = config.model_dump() if isinstance(config, RunConfig) else config
+    if not isinstance(values, Mapping):
+        raise ConfigError(f"config is a file, the settings of a run or a dict, got {shown(config)}")
+    sources = settings_sources(name, typed, preset, None)
+    return [*sources[:-1], SettingsSource("config", plain_settings(values)), sources[-1]]
+
+
+def _deadline(minutes: float | None) -> float | None:
+    if minutes is None:
+        return None
+    number = real("stop_after", minutes)
+    if not 0 < number < 1e9:
+        raise ConfigError(f"stop_after is a number of minutes above 0, got {shown(minutes)}")
+    return time.monotonic() + 60 * number
+
+
+@contextlib.contextmanager
+def _stopping(deadline: float | None, stopping: Stopping) -> Iterator[StopRequest]:
+    """Within it, Ctrl-C, the clock and an error of the function of the progress stop the training."""
+    with stop_on_signals(deadline, is_command=False) as request:
+        stopping.request = request
+        try:
+            yield request
+        finally:
+            stopping.request = None
+
+
+@contextlib.contextmanager
+def _interrupts(plan: RunPlan, stopping: Stopping) -> Iterator[None]:
+    """Raise what stopped the training: the error of the progress, or Ctrl-C. If its time is up, do nothing."""
+    try:
+        yield
+    except Stopped as stopped:
+        if stopping.error is not None:
+            raise stopping.error from None
+        if stopped.exit_code != TIME_IS_UP:
+            raise KeyboardInterrupt(f"{stopped} and saved. Continue with {_again(plan.folder)}") from None
+
+
+def _again(folder: RunFolder) -> str:
+    return f"stsbp.train(resume={str(folder.path)!r})"
+
+
+def _call(data: Any, network: Any, settings: Mapping[str, Any], preset: str | None, plan: RunPlan) -> str:
+    """The call as text, for the records of the run."""
+    words = [] if data is None else [repr(data) if isinstance(data, str) else "data"]
+    words += [] if network is None else [repr(network) if isinstance(network, str) else "network"]
+    words += [] if preset is None else [f"preset={preset!r}"]
+    words += [f"{name}={_shown(value)}" for name, value in settings.items()]
+    return f"stsbp.train({', '.join([*words, f'out={str(plan.folder.path)!r}'])})"
+
+
+def _shown(value: Any) -> str:
+    return shown(value.item() if isinstance(value, np.generic) else value)

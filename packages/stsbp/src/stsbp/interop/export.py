@@ -1,0 +1,64 @@
+"""Writes a trained network in a file for other programs, for `stsbp export` and `Run.export`."""
+
+from __future__ import annotations
+
+import importlib
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from stsbp_spec.validation import shown
+
+from stsbp.errors import ConfigError, did_you_mean
+from stsbp.interop.program import About, program
+
+if TYPE_CHECKING:
+    # Not otherwise, because the help page of the command does not need the code for training.
+    from stsbp.training.trained import Trained
+
+__all__ = ["FORMS", "OPTIONS", "check_options", "export"]
+
+FORMS = {
+    "nir": "stsbp.interop.nir_file",
+    "onnx": "stsbp.interop.onnx_file",
+    "c": "stsbp.interop.c_source",
+}
+"""Export formats, with the module whose `write(program, about, out)` writes the file and returns the text to print."""
+
+OPTIONS = {
+    **dict.fromkeys(("layers", "states"), "onnx"),
+    **dict.fromkeys(("dt", "fold", "threshold_below", "pool"), "nir"),
+}
+"""Options that apply to one format only, with that format. Its `write` takes them as keyword arguments."""
+
+
+def check_options(form: str, options: dict[str, Any]) -> None:
+    """Raise `ConfigError` for an unknown format, or an option that it does not have."""
+    if form not in FORMS:
+        raise ConfigError(f"unknown format {shown(form)}{did_you_mean(str(form), FORMS)}; known: {', '.join(FORMS)}")
+    for name in options:
+        flag = f"--{name.replace('_', '-')}"
+        if name not in OPTIONS:
+            raise ConfigError(f"export has no option {flag}{did_you_mean(name, OPTIONS)}")
+        if OPTIONS[name] != form:
+            raise ConfigError(f"{flag} is for --to {OPTIONS[name]} alone, got --to {form}")
+
+
+def export(trained: Trained, name: str, form: str, out: Path, options: dict[str, Any]) -> list[str]:
+    """Write the network. Returns lines that say what was written, and what is different in the other program.
+
+    Args:
+        trained: the network. The backend does not matter.
+        name: name of the run, which the file states.
+        form: a key of `FORMS`.
+        out: the file, or for `c` the folder.
+        options: options of the format (`OPTIONS`).
+
+    Raises:
+        ConfigError: the format is unknown, or does not have an option.
+        StsbpError: the format cannot express a part of the network, or the file cannot be written.
+    """
+    check_options(form, options)
+    about = About(name, trained.info["sha256"], trained.settings.steps, trained.names)
+    exported = program(trained.network, trained.weights)
+    lines: list[str] = list(importlib.import_module(FORMS[form]).write(exported, about, out, **options))
+    return lines

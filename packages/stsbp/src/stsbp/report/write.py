@@ -1,0 +1,139 @@
+"""Writes the report of a run, for `stsbp report` and `Run.report`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from stsbp_spec.models.encoders.packed import unpacked
+
+from stsbp.config import RunConfig
+from stsbp.errors import ConfigError, DataError
+from stsbp.files import real
+from stsbp.report.collect import Sample, choose, look, survey
+from stsbp.report.page import PAGE, Content, render
+from stsbp.training.build import load_data
+from stsbp.training.metrics import read_records
+from stsbp.training.progress import Reporter
+from stsbp.training.run_folder import RunFolder
+from stsbp.training.trained import Trained
+
+__all__ = ["ReportRequest", "report_path", "write_report"]
+
+
+@dataclass(frozen=True)
+class ReportRequest:
+    """What a report shows.
+
+    Attributes:
+        split: samples to show; None: the first of test, validation and train that exists.
+        data_dir: folder of the data; None: that of the run.
+        samples: whether the report has the confusion matrix and samples. Without them, no data set is needed.
+
+    Raises:
+        ConfigError: samples are chosen, but left out.
+    """
+
+    split: str | None = None
+    data_dir: str | None = None
+    samples: bool = True
+
+    def __post_init__(self) -> None:
+        for flag, value in (("--split", self.split), ("--data-dir", self.data_dir)):
+            if not self.samples and value is not None:
+                raise ConfigError(f"{flag} chooses samples, but --no-samples leaves them out; leave {flag} out")
+
+    def split_of(self, config: RunConfig) -> str:
+        """The split whose samples are shown."""
+        return self.split or ("test" if config.test else "validation" if config.validation else "train")
+
+
+def report_path(run: Path, out: Path | None = None) -> Path:
+    """The file of the report: `out`, or one beside the run's folder.
+
+    Raises:
+        FileError: there is a file that no report is, or it cannot be written.
+    """
+    place = run if run.name not in ("", "..") else real(run)
+    path = place.parent / f"{place.name}.html" if out is None else out
+    PAGE.place(path)
+    return path
+
+
+def write_report(
+    trained: Trained, folder: RunFolder, checkpoint: str, path: Path, request: ReportRequest, show: Reporter
+) -> None:
+    """Write the report of a run as one HTML file. The reporter is closed at the end.
+
+    Args:
+        trained: the network, which computes the samples.
+        folder, checkpoint: folder of the run, and the name of the checkpoint that was read.
+        path: the file (`report_path`).
+        request: what to show.
+        show: shows the progress.
+
+    Raises:
+        DataError: the data are missing or malformed.
+        ConfigError: the data are not those of the run.
+        FileError: the file cannot be written.
+    """
+    try:
+        content = _content(trained, folder, checkpoint, show)
+        if request.samples:
+            _add_samples(content, trained, request, show)
+    finally:
+        show.close()
+    PAGE.write(path, render(content).encode())
+
+
+def _content(trained: Trained, folder: RunFolder, checkpoint: str, show: Reporter) -> Content:
+    """What the report says without samples."""
+    task, info, weights = trained.task, trained.info, trained.state.weights
+    lines = read_records(folder.path, trained.settings, show.warn)
+    content = Content(folder.path, trained.settings, task.network, lines, folder.starts(), trained.names)
+    content.checkpoint = f"checkpoint {checkpoint} ({info['epoch']} complete epochs, update {info['step']})"
+    content.grids = {
+        projection.name: {"bits": grid.bits, "headroom": grid.headroom}
+        for projection in task.network.graph.projections
+        for _, grid in [task.backend.weight_grid(projection, weights[projection.parameter])]
+    }
+    content.learned = {
+        name: task.backend.numpy(weights[name])
+        for name, parameter in task.network.parameters.items()
+        if parameter.learned is not None
+    }
+    return content
+
+
+def _add_samples(content: Content, trained: Trained, request: ReportRequest, show: Reporter) -> None:
+    """Add the confusion matrix, and correctly and wrongly classified samples."""
+    task, config, split = trained.task, trained.settings, request.split_of(trained.settings)
+    try:
+        data = load_data(config, show.loading, request.data_dir, True, trained.given)
+    except DataError as error:
+        raise DataError(f"{error}\n(--no-samples makes the report without the data set)") from error
+    chosen = trained.samples(data, split)
+    outputs_of_split = survey(
+        task,
+        trained.state,
+        chosen,
+        config.batch_size,
+        lambda done: show.loading(f"running {split}", done, len(chosen)),
+    )
+    content.split, content.notes = split, data.dataset.notes
+    if outputs_of_split.timing is not None:
+        content.measures = outputs_of_split.timing.record()
+        content.by_neuron = outputs_of_split.timing.record_by_neuron()
+    classes = len(trained.names)
+    content.confusion = outputs_of_split.confusion(classes) if classes else None
+    kinds: list[list[Sample]] = []
+    for numbers in choose(outputs_of_split):
+        if not numbers:
+            kinds.append([])
+            continue
+        batch, labels = task.batch(chosen, np.array(numbers))
+        names = [f"{split} sample {n}" for n in numbers]
+        shown = unpacked(batch.inputs), batch.targets, labels.tolist(), batch.lengths
+        kinds.append(look(task, trained.state, names, *shown))
+    content.wrong, content.right = kinds
