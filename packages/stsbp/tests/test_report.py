@@ -535,7 +535,7 @@ def test_compare_marks_what_was_measured_on_data_that_changed(
     # The same samples in more steps are other inputs.
     assert "test accuracy *" not in stsbp("compare", "a", "d").stdout
     # Checkpoints of earlier versions do not describe their data.
-    monkeypatch.setattr(compare, "_contents", lambda _: {})
+    monkeypatch.setattr("stsbp.training.compare._contents", lambda _: {})
     assert "*" not in stsbp("compare", "a", "b").stdout
 
 
