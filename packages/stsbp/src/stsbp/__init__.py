@@ -11,14 +11,16 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from stsbp.api.run import Run, compare, load_run
+    from stsbp.api.save import save_run
     from stsbp.api.train import train
 
     __version__: str
 
-__all__ = ["Run", "__version__", "compare", "load_run", "train"]
+__all__ = ["Run", "__version__", "compare", "load_run", "save_run", "train"]
 
 _HOMES = {
     "stsbp.api.run": ("Run", "compare", "load_run"),
+    "stsbp.api.save": ("save_run",),
     "stsbp.api.train": ("train",),
 }
 _HOME = {name: module for module, names in _HOMES.items() for name in names}

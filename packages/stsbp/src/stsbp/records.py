@@ -320,8 +320,18 @@ class _EvaluationLine(Figures):
     seconds: Number
 
 
-_LINE: TypeAdapter[_StepLine | _EpochLine | _EvaluationLine] = TypeAdapter(
-    Annotated[_StepLine | _EpochLine | _EvaluationLine, Field(discriminator="kind")]
+class _HistoryLine(Record):
+    """Numbers from the loop of another program that trained the network before it became a run."""
+
+    kind: Literal["history"]
+    number: Place
+    step: Place
+    epoch: Place
+    history: Annotated[dict[str, Number], Field(min_length=1)]
+
+
+_LINE: TypeAdapter[_StepLine | _EpochLine | _EvaluationLine | _HistoryLine] = TypeAdapter(
+    Annotated[_StepLine | _EpochLine | _EvaluationLine | _HistoryLine, Field(discriminator="kind")]
 )
 
 

@@ -69,6 +69,14 @@ class Stopping:
             self.error, self.request.signal_number = error, signal.SIGINT
 
 
+def _level_of_caller() -> int:
+    """The `stacklevel` of a warning that leads to the program which called stsbp, not into stsbp."""
+    level, frame = 1, sys._getframe(1)
+    while frame.f_back is not None and frame.f_globals.get("__name__", "").partition(".")[0] == "stsbp":
+        level, frame = level + 1, frame.f_back
+    return level
+
+
 class _Quiet(PlainReporter):
     """Shows nothing, but warns through the module `warnings`."""
 
@@ -76,8 +84,7 @@ class _Quiet(PlainReporter):
         super().__init__(None)
 
     def warn(self, text: str) -> None:
-        # The stack is that of the training loop, which says nothing to users.
-        warnings.warn(printable(text, lines=True), stacklevel=2)
+        warnings.warn(printable(text, lines=True), stacklevel=_level_of_caller())
 
 
 class _Calling(_Quiet):

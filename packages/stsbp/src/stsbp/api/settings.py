@@ -1,20 +1,24 @@
-"""Settings that are given in Python as numbers of numpy, paths or objects."""
+"""Settings that are given in Python: numbers of numpy, paths, and objects such as networks and losses."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
+from stsbp_spec.models.losses.base import Loss
+from stsbp_spec.models.neurons import NEURONS, NeuronModel, Readout
+from stsbp_spec.models.surrogates import SURROGATES
+from stsbp_spec.networks.graph import Neurons
 from stsbp_spec.networks.nodes import written_nodes
 from stsbp_spec.networks.spec import NetworkSpec
 from stsbp_spec.validation import shown
 
-from stsbp.config import OF_NEURONS
+from stsbp.config import OF_NEURONS, OWN
 from stsbp.errors import ConfigError
 
-__all__ = ["OF_THE_NETWORK", "network_settings", "plain_settings"]
+__all__ = ["OF_THE_NETWORK", "loss_settings", "network_settings", "plain_settings"]
 
 OF_THE_NETWORK = (
     *("net", "padding", "dropout", "neuron", "neuron_model", "surrogate", "surrogate_model", "weight_bits"),
@@ -35,15 +39,15 @@ def _plain(value: Any) -> Any:
     return value.item() if isinstance(value, np.generic) else value
 
 
-def network_settings(network: object, typed: Mapping[str, Any]) -> dict[str, Any]:
+def network_settings(network: object, typed: Iterable[str]) -> dict[str, Any]:
     """The settings of a run for a network: a notation, or a `NetworkSpec` with its output layer.
 
     Args:
         network: the network.
-        typed: settings that were typed.
+        typed: names of settings that were typed.
 
     Raises:
-        ConfigError: it is neither, settings contradict it, or it has more than one neuron model of the user.
+        ConfigError: it is neither, settings contradict it, or it has several neuron models or surrogates of the user.
         NetworkError: the network has no text form.
     """
     if isinstance(network, (str, os.PathLike)):
@@ -58,4 +62,30 @@ def network_settings(network: object, typed: Mapping[str, Any]) -> dict[str, Any
     settings: dict[str, Any] = {"net": written_nodes(network.graph.nodes)}
     if network.input_psp is not None:
         settings |= {"input_tau_s": network.input_psp.tau_s, "psp_gain": network.input_psp.gain}
-    return settings
+    models = [node.op.model for node in network.graph.nodes if isinstance(node.op, Neurons)]
+    own = [model for model in models if type(model) not in (*NEURONS.values(), Readout)]
+    known = [model for model in models if model not in own and type(model.surrogate) not in SURROGATES.values()]
+    return settings | _own("neuron", own) | _own("surrogate", [model.surrogate for model in known])
+
+
+def _own(setting: str, objects: Iterable[Any]) -> dict[str, str]:
+    """The settings for objects of a class of the user: its name, and its equations as data."""
+    texts = {OWN[setting].as_text(one): one for one in objects}
+    if len(texts) > 1:
+        raise ConfigError(f"a run has at most one {setting} of a class of your own, but the network has {len(texts)}")
+    return {
+        key: text
+        for stored, one in texts.items()
+        for key, text in ((setting, _class_name(one)), (OWN[setting].model, stored))
+    }
+
+
+def _class_name(one: NeuronModel | Loss) -> str:
+    """`module:Class`, the form in which settings name a class of the user."""
+    return f"{type(one).__module__}:{type(one).__qualname__}"
+
+
+def loss_settings(loss: Loss) -> dict[str, str]:
+    """The settings for a loss: its name; for one of the user's classes, also its equations."""
+    named = next((name for name, known in OWN["loss"].known.items() if known == loss), None)
+    return {"loss": named} if named is not None else _own("loss", [loss])

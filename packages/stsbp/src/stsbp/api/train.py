@@ -88,6 +88,8 @@ def train(
         path, again = None if out is None else path_of("out", out), _resumed(resume, out)
         check_resume(again, overwrite=overwrite)
         sources = _sources(typed, preset, config)
+        if again is None and not any("dataset" in source.values for source in sources):
+            raise ConfigError("no data set is named; give one, for example stsbp.train('digits')")
         deadline = _deadline(stop_after)
         plan = plan_run(sources, path, again, overwrite, allow_imports=allow_imports)
         engine, stopping = opened(backend, device), Stopping()

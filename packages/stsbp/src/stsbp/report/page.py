@@ -103,8 +103,11 @@ class Content:
         # Lines for another network or task can only come from a damaged file.
         layers, key = {block.name for block in network.blocks}, self.figure[0]
         weights = {projection.name for projection in network.graph.projections}
+        self.history = [record["history"] for record in records if record["kind"] == "history"]
         self.records = [
-            r for r in records if layers == set(r["rates"]) and weights == set(r.get("grids", weights)) and key in r
+            r
+            for r in records
+            if layers == set(r.get("rates", ())) and weights == set(r.get("grids", weights)) and key in r
         ]
         self.split = self.checkpoint = ""
         self.confusion: Int64 | None = None
@@ -139,13 +142,15 @@ def page(title: str, body: Iterable[str]) -> str:
 
 
 def command_text(command: Sequence[object]) -> str:
-    """A command as it would be typed, without the program's own path."""
+    """A command as it would be typed, without the program's own path. A single word is a call in Python."""
+    if len(command) == 1:
+        return str(command[0])
     return shlex.join(["stsbp", *map(str, command[1:])])
 
 
 def render(content: Content) -> str:
     """The report as HTML."""
-    parts = [_head(content), _curves(content)]
+    parts = [_head(content), *([_history(content)] if content.history else []), _curves(content)]
     if content.confusion is not None and content.classes:
         parts.append(_confusion(content, content.confusion))
     if content.measures is not None:
@@ -220,8 +225,21 @@ def _over_epochs(content: Content, key: str) -> list[Series]:
     return [Series(name, [r["epoch"] for r in rows], [r[key] for r in rows]) for name, rows in named if rows]
 
 
+def _history(content: Content) -> str:
+    """The numbers of the loop that trained the network before it became a run."""
+    figures = []
+    for name in dict.fromkeys(name for record in content.history for name in record):
+        numbers = [number for number, record in enumerate(content.history, 1) if name in record]
+        series = [Series(name, numbers, [content.history[number - 1][name] for number in numbers])]
+        figures.append(_figure(escape(name), svg.lines(escape(name), "record", series)))
+    explanation = "Numbers of the loop that trained the network before it was saved as a run, in their order."
+    return f'<h2>History</h2><p class="muted">{explanation}</p><div class="row">{"".join(figures)}</div>'
+
+
 def _curves(content: Content) -> str:
     if not content.of_kind("epoch"):
+        if content.history:
+            return ""
         return '<h2>Learning</h2><p class="muted">No epoch is complete yet.</p>'
     key, name = content.figure
     loss, quality = _over_epochs(content, "loss"), _over_epochs(content, key)
@@ -531,12 +549,22 @@ def _repetition(content: Content) -> tuple[str, str]:
     backend = content.starts[-1].get("backend") if content.starts else None
     train = ["stsbp", *(["--backend", str(backend)] if backend else []), "train"]
     first_command = content.starts[0].get("command") if content.starts else None
+    if first_command and len(first_command) == 1:
+        return "To repeat the run in Python", _call_again(str(first_command[0]), content)
     if first_command and next((word for word in first_command[1:] if word in _MAKES), "") in ("import", "convert"):
         # The settings do not contain the weights that the run began with.
         later = [*train, "--resume", as_argument(content.folder), "--epochs", str(content.config.epochs)]
         commands = [command_text(first_command), *([shlex.join(later)] if len(content.starts) > 1 else [])]
         return "To repeat the run, replace its folder by a new one here", "\n".join(commands)
     return "To repeat the run", shlex.join([*train, "--config", str(content.folder / "config.toml")])
+
+
+def _call_again(call: str, content: Content) -> str:
+    """The call in Python that makes the run again with its settings."""
+    if not call.startswith("stsbp.train("):
+        return call
+    data = "" if content.config.dataset != "arrays" else "data, "
+    return f"stsbp.train({data}config={str(content.folder / 'config.toml')!r})"
 
 
 def _environment(content: Content) -> str:

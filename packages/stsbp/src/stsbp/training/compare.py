@@ -37,7 +37,7 @@ def facts(run: Path, warn: Callable[[str], object]) -> dict[str, Any]:
         "run": str(run),
         "settings": config.model_dump(),
         "contents": _contents(folder.path),
-        "epochs": len(epochs),
+        "epochs": epochs[-1]["epoch"] if epochs else 0,
         "seconds": round(sum(r["seconds"] for r in epochs), 1),
         "backend": f"{starts[-1].get('backend')} on {starts[-1].get('device')}" if starts else None,
         "training": epochs[-1] if epochs else None,

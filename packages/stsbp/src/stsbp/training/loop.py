@@ -56,7 +56,9 @@ __all__ = [
     "StopRequest",
     "Stopped",
     "begin_with",
+    "check_state",
     "first_state",
+    "identity_of",
     "import_checkpoint",
     "is_over",
     "resumed",
@@ -263,6 +265,27 @@ def why_early(config: RunConfig, epoch: int, best: Mapping[str, Any]) -> str:
 def _ends_early(config: RunConfig, epoch: int, best: int | None) -> bool:
     """Whether a run ends after its first `epoch` epochs, because epoch number `best` is still the best one."""
     return best is not None and 0 < config.patience <= epoch - best
+
+
+def identity_of(task: Task, data: Data | None) -> dict[str, Any]:
+    """What a checkpoint says about its run and its data, which must be the same when it continues.
+
+    None: the data are not known, so the run cannot continue.
+    """
+    config = task.config
+    return {
+        "config": config.digest(),
+        "epochs": config.epochs,
+        "data": "" if data is None else data.fingerprint(),
+        "contents": {} if data is None else data.contents,
+        "samples": None if data is None else len(data.train),
+        "network": task.network.notation,
+        "inputs": task.inputs.to_json(),
+        "backend": task.backend.name,
+        "contract": CONTRACT_VERSION,
+        "threads": thread_count(config.threads),
+        "processes": task.group.size,
+    }
 
 
 def begin_with(weights: Mapping[str, Float32], task: Task, data: Data, folder: RunFolder, reporter: Reporter) -> None:
@@ -617,19 +640,7 @@ class _TrainingLoop:
 
     def identity(self) -> dict[str, Any]:
         """Values that must be the same in a checkpoint."""
-        return {
-            "config": self.config.digest(),
-            "epochs": self.config.epochs,
-            "data": self.data.fingerprint(),
-            "contents": self.data.contents,
-            "samples": len(self.data.train),
-            "network": self.task.network.notation,
-            "inputs": self.task.inputs.to_json(),
-            "backend": self.task.backend.name,
-            "contract": CONTRACT_VERSION,
-            "threads": thread_count(self.config.threads),
-            "processes": self.task.group.size,
-        }
+        return identity_of(self.task, self.data)
 
     def exported(self) -> dict[str, AnyArray]:
         """The state to save, which `import_checkpoint` accepts.
@@ -639,7 +650,7 @@ class _TrainingLoop:
         """
         tensors = self.task.trainer.export_state(self.state)
         try:
-            _check_state(self.task.network, tensors)
+            check_state(self.task.network, tensors)
         except NumericError as error:
             raise NumericError(
                 f"the state after update {self.step} is not saved, because {error}; lower the learning rate or clip "
@@ -811,7 +822,7 @@ def _check_position(config: RunConfig, saved: records.ProgressRecord, samples: i
         and saved.step == saved.epoch * batches + saved.batch
         and saved.sums.batches == saved.batch
         and saved.sums.samples == min(saved.batch * size, samples)
-        and saved.window.batches == saved.step % config.log_every
+        and saved.window.batches <= saved.step % config.log_every
         and saved.window.batches <= saved.window.samples <= saved.window.batches * size
         and all(set(sums.sequence) in (set(), _SEQUENCE_SUMS) for sums in (saved.sums, saved.window))
         and (saved.best is None) == (saved.epoch == 0)
@@ -852,7 +863,7 @@ class _Follower(_TrainingLoop):
         pass
 
 
-def _check_state(network: NetworkSpec, tensors: Mapping[str, AnyArray]) -> None:
+def check_state(network: NetworkSpec, tensors: Mapping[str, AnyArray]) -> None:
     """Check that training can continue from the tensors of a checkpoint, before they are saved and after reading.
 
     Raises:
@@ -877,7 +888,7 @@ def import_checkpoint(task: Task, saved: Checkpoint, folder: RunFolder) -> Train
         step = saved.tensors["step"]
         if step.shape != () or step.dtype != np.int64 or int(step) != saved.info["step"]:
             raise ShapeError(f"its tensor step must be one int64, {saved.info['step']}")
-        _check_state(task.network, saved.tensors)
+        check_state(task.network, saved.tensors)
         return task.trainer.import_state(saved.tensors)
     except (ShapeError, NumericError, KeyError) as error:
         raise CheckpointError(

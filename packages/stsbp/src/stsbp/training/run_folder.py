@@ -18,7 +18,7 @@ import platform
 import re
 import shlex
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -141,17 +141,32 @@ class RunFolder:
         self.check_writable()
 
     @contextlib.contextmanager
-    def begun(self, config: RunConfig, backend: AbstractBackend) -> Iterator[None]:
+    def begun(
+        self,
+        config: RunConfig,
+        backend: AbstractBackend,
+        command: Sequence[str] | None = None,
+        *,
+        step: int = 0,
+        overwrite: bool = False,
+    ) -> Iterator[None]:
         """Begin a run without training: write its settings and its start. Its checkpoint is written inside the block.
+
+        Args:
+            config: the settings.
+            backend: the backend that the start names.
+            command: how the run was made; None: the command line of this process.
+            step: number of updates with which it begins.
+            overwrite: whether an earlier run in the folder is replaced.
 
         Raises:
             FileError: the folder is no longer empty since `check_new`, or it cannot be written.
         """
         with self.lock():
-            if not self.is_free:
+            if not overwrite and not self.is_free:
                 raise FileError(f"another process has begun a run in {self.path} meanwhile; choose another --out")
-            self.write_config(config)
-            self.note_start(backend, sys.argv, 0)
+            self.write_config(config, overwrite=overwrite)
+            self.note_start(backend, sys.argv if command is None else list(command), step)
             yield
 
     def check_writable(self) -> None:
