@@ -35,6 +35,7 @@ from stsbp_spec.models.neurons import NeuronModel
 from stsbp_spec.networks.graph import Edge, Input, Projection, Values
 from stsbp_spec.networks.graph import Neurons as NeuronsOp
 from stsbp_spec.networks.initial_weights import DEFAULT_GAIN, initial_weights
+from stsbp_spec.networks.layers import Layer, SpikingLayer
 from stsbp_spec.networks.ops import PSP, AvgPool2d, Conv2d, Dropout, GlobalAvgPool, Linear, MaxPool2d, Upsample2d
 from stsbp_spec.networks.ops.axes import PerAxis
 from stsbp_spec.networks.ops.base import Passing
@@ -708,6 +709,7 @@ class Sequential(torch.nn.Sequential):
         super().__init__(*layers)
         values = Values(tuple(input_shape), *_input_range(input_exponent, input_max), pending=psp)
         self._input_shape = values.shape
+        self._inputs = values
         self._first = layers[0].checking(values) if layers and isinstance(layers[0], _SpikeOperation) else None
         self._divisors: list[int] = []
         dropped = ""
@@ -728,6 +730,51 @@ class Sequential(torch.nn.Sequential):
         if dropped:
             raise NetworkError(f"{dropped}: the weights after a dropout apply its factor, but there are none")
         self.makes = values
+
+    @property
+    def spec(self) -> NetworkSpec:
+        """The sequence as a network, for `stsbp.save_run`: the same spikes, from the inputs as bytes.
+
+        Raises:
+            NetworkError: a layer has no place in a network, the inputs are neither spikes nor images of bytes, or the
+                last layer is no `SpikingLinear`.
+        """
+        layers: list[Layer] = []
+        for place, layer in enumerate(self):
+            if isinstance(layer, _Spiking):
+                layers.append(SpikingLayer(layer.synapse, layer.lif.neuron))
+            elif isinstance(layer, _SpikeOperation):
+                layers.append(layer.op)
+            elif isinstance(layer, torch.nn.Dropout):
+                layers.append(Dropout(layer.p))
+            elif not isinstance(layer, _PLAIN):
+                raise NetworkError(
+                    f"layer {place}, {type(layer).__name__}, has no weights in front of it, which neurons of a network "
+                    "need; use SpikingLinear or SpikingConv2d"
+                )
+        inputs = self._inputs
+        if inputs.exponent == 8 and inputs.maximum <= 1 and inputs.pending is None:
+            return NetworkSpec(inputs.shape, tuple(layers), "direct")
+        if inputs.exponent or inputs.maximum not in range(1, 256):
+            raise NetworkError(
+                "the inputs of a network are spikes or counts (input_exponent=0, input_max=1 to 255) or images of "
+                f"bytes (input_exponent=8, input_max=1), but these have input_exponent={inputs.exponent}, "
+                f"input_max={inputs.maximum:g}"
+            )
+        return NetworkSpec(inputs.shape, tuple(layers), "events", inputs.pending, int(inputs.maximum))
+
+    def named(self) -> dict[str, torch.Tensor]:
+        """Parameters by their names in `spec`: `conv1`, `linear2`, `conv1.bias`, `conv1.decay`.
+
+        Raises:
+            NetworkError: as `spec`.
+        """
+        spec, layers = self.spec, [layer for layer in self if isinstance(layer, _Spiking)]
+        tensors: dict[str, torch.Tensor] = {}
+        for projection, layer in zip(spec.graph.projections, layers, strict=True):
+            names = [name for name in spec.parameters if name.split(".")[0] == projection.name]
+            tensors.update(zip(names, layer._ordered, strict=True))
+        return tensors
 
     def _fixed(self, *_: Any, **__: Any) -> Any:
         raise NetworkError(
