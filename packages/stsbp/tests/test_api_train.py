@@ -22,7 +22,7 @@ from stsbp.api.calls import with_keywords
 from stsbp.api.progress import Progress
 from stsbp.datasets import load
 from stsbp.errors import CheckpointError, ConfigError, DataError, FileError, StsbpError
-from stsbp.training import execute
+from stsbp.training import execute, loop
 from stsbp_spec import LIF, NetworkSpec
 from stsbp_spec.errors import NetworkError
 
@@ -110,7 +110,7 @@ def test_a_run_that_the_command_line_began_is_continued_in_python(
 def test_ctrl_c_saves_the_state_and_leaves_the_handlers_of_signals(same_run: SameRun, tmp_path: Path) -> None:
     trained(tmp_path / "whole")
     handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    during = []
+    during: list[Any] = []
 
     def look_and_interrupt() -> None:
         during.extend(signal.getsignal(number) for number in handlers)
@@ -187,7 +187,7 @@ def test_a_call_leaves_the_process_as_it_was(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     used: list[list[int]] = []
-    train = execute.train
+    train = loop.train
 
     def watched(*arguments: Any) -> Any:
         used.append([library["num_threads"] for library in threadpoolctl.threadpool_info()])
@@ -289,7 +289,8 @@ def test_a_network_is_a_text_or_a_spec(tmp_path: Path, same_run: SameRun) -> Non
 def test_settings_of_another_run_or_a_file_are_a_base(tmp_path: Path) -> None:
     first = trained(tmp_path / "first", epochs=1)
     file = tmp_path / "first" / "config.toml"
-    for number, config in enumerate((first.settings, file, str(file), first.settings.model_dump())):
+    configs: tuple[Any, ...] = (first.settings, file, str(file), first.settings.model_dump())
+    for number, config in enumerate(configs):
         run = package.train(config=config, lr=0.02, out=tmp_path / str(number), backend="numpy", progress=False)
         assert (run.settings.lr, run.settings.net, run.settings.epochs) == (0.02, "12", 1)
     command = run_command(tmp_path / "0")
@@ -320,7 +321,7 @@ def run_command(run: Path) -> str:
         ({"preset": "nmnist-hamm"}, ConfigError, "unknown preset 'nmnist-hamm' .did you mean nmnist-hamming"),
         ({"config": 3}, ConfigError, "config is a file, the settings of a run or a dict, got 3"),
         ({"config": "none.toml"}, ConfigError, r"there is no configuration file none\.toml"),
-        ({"backend": "nump"}, StsbpError, "unknown backend 'nump'"),
+        ({"backend": "nump"}, StsbpError, "no backend 'nump' is installed .did you mean numpy"),
         ({"progress": 1}, ConfigError, "progress is True, False or a function"),
         ({"stop_after": 0}, ConfigError, "stop_after is a number of minutes above 0, got 0"),
         ({"input_tau_s": 3.0}, ConfigError, r"input_tau_s= filters event frames, but digits has images; leave it out"),

@@ -108,7 +108,8 @@ class _Notebook(PlainReporter):
 
     def __init__(self, display: Callable[..., Any]) -> None:
         super().__init__(sys.stdout)
-        self._display, self._handle, self._shown_at = display, None, 0.0
+        self._display, self._shown_at = display, 0.0
+        self._handle: Any = None
 
     def _show(self, line: str, *, last: bool = False) -> None:
         now = time.monotonic()

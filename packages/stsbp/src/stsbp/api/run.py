@@ -68,6 +68,9 @@ class Run(Trained):
         data_dir: str | os.PathLike[str] | None = None,
         batch_size: int | None = None,
         tolerance: int | None = None,
+        tolerances: Sequence[int] | None = None,
+        cost: float | None = None,
+        seed: int | None = None,
         progress: ProgressArgument = False,
     ) -> dict[str, Any]:
         """Evaluate the network, as `stsbp evaluate --json` does.
@@ -80,6 +83,9 @@ class Run(Trained):
             data_dir: folder of the data set; None: that of the run.
             batch_size: number of samples at a time; None: that of the run.
             tolerance: largest distance in steps at which an output spike matches a target spike; None: 1.
+            tolerances: tolerances in steps of the measures of spike times; None: those of the command line.
+            cost: cost of moving a spike by one step in the Victor-Purpura distance; None: 1.
+            seed: seed with which targets are shuffled between samples, for the chance level; None: 0.
             progress: as for `stsbp.train`.
 
         Returns:
@@ -100,6 +106,9 @@ class Run(Trained):
                 other=None if other is None else other.info,
                 batch_size=batch_size,
                 tolerance=tolerance,
+                tolerances=None if tolerances is None else tuple(tolerances),
+                cost=cost,
+                seed=seed,
             )
             request.check(self.settings)
             record = evaluate_run(self, request, reporter_for(progress)).record

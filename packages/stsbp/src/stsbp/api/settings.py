@@ -11,7 +11,7 @@ from stsbp_spec.models.losses.base import Loss
 from stsbp_spec.models.neurons import NEURONS, NeuronModel, Readout
 from stsbp_spec.models.surrogates import SURROGATES
 from stsbp_spec.networks.graph import Neurons
-from stsbp_spec.networks.nodes import written_nodes
+from stsbp_spec.networks.notation import written_nodes
 from stsbp_spec.networks.spec import NetworkSpec
 from stsbp_spec.validation import shown
 
@@ -87,5 +87,5 @@ def _class_name(one: NeuronModel | Loss) -> str:
 
 def loss_settings(loss: Loss) -> dict[str, str]:
     """The settings for a loss: its name; for one of the user's classes, also its equations."""
-    named = next((name for name, known in OWN["loss"].known.items() if known == loss), None)
+    named = next((name for name, known in OWN["loss"].spec_names.items() if known == loss), None)
     return {"loss": named} if named is not None else _own("loss", [loss])

@@ -10,7 +10,7 @@ from functools import partial
 from typing import Any
 
 import numpy as np
-from stsbp_spec.distributed.launcher import found
+from stsbp_spec.distributed.launcher import rendezvous_from_environment
 from stsbp_spec.engine.backend import AbstractBackend
 from stsbp_spec.networks.spec import NetworkSpec
 from stsbp_spec.validation import real, shown
@@ -110,7 +110,7 @@ def train(
 
 def _check_alone() -> None:
     """Raise `ConfigError` if a launcher such as torchrun has started several processes."""
-    rendezvous = found(os.environ, 1.0)
+    rendezvous = rendezvous_from_environment(os.environ, 1.0)
     if rendezvous is not None and rendezvous.size > 1:
         raise ConfigError(
             f"stsbp.train trains in one process, but {rendezvous.launcher} has started {rendezvous.size}; to share the "

@@ -16,6 +16,7 @@ from stsbp.training.loop import check_state, identity_of
 from stsbp.training.metrics import MetricsFile, Sums
 from stsbp.training.progress import Reporter
 from stsbp.training.run_folder import RunFolder
+from stsbp.training.timing import Measuring
 
 __all__ = ["epochs_of", "write_network"]
 
@@ -105,5 +106,10 @@ def write_network(
 def _evaluated(task: Task, state: TrainState, split: Any, name: str, show: Reporter) -> Evaluation:
     samples = len(split)
     return evaluate(
-        task, state, split, task.config.batch_size, lambda done: show.loading(f"evaluating {name}", done, samples)
+        task,
+        state,
+        split,
+        task.config.batch_size,
+        lambda done: show.loading(f"evaluating {name}", done, samples),
+        measuring=Measuring(),
     )
