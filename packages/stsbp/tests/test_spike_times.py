@@ -16,6 +16,7 @@ from stsbp import measures, records
 from stsbp.cli import compare
 from stsbp.datasets import load
 from stsbp.report.spike_times import spike_time_figures
+from stsbp.training.compare import facts
 from stsbp.training.timing_text import chance_f1, latency_text, measure_rows, share_rows, timing_text
 from stsbp_spec.models.encoders import LabelCode, encode_repeat
 from stsbp_spec.models.losses import Hamming, VanRossum
@@ -311,7 +312,7 @@ def test_lines_of_earlier_versions_have_no_measures() -> None:
 
 
 def test_compare_shows_measures_of_spike_times(stsbp: Call, motor: Path) -> None:
-    (fact,) = (compare.facts(motor),)
+    (fact,) = (facts(motor, print),)
     other = copy.deepcopy(fact)
     other["run"], other["test"]["measures"]["chance"] = "other", None
     other["test"]["measures"]["tolerances"][-1] = 9
