@@ -345,6 +345,14 @@ def test_messages_of_the_command_line_are_translated_but_commands_in_them_are_no
     assert with_keywords(message) == "give out=. Continue with: stsbp train --resume runs/a\nor epochs="
 
 
+def test_notes_of_the_progress_name_keywords(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    trained(tmp_path / "run")
+    trained(tmp_path / "run", resume=True, progress=True)
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    assert "To train it longer, give a larger epochs=" in printed.err.replace("\n", " ")
+
+
 def test_a_folder_that_is_taken_is_left_alone(tmp_path: Path) -> None:
     trained(tmp_path / "run")
     with pytest.raises(FileError, match="continue that run with resume=, replace it with overwrite=, or choose anoth"):
@@ -393,6 +401,6 @@ def test_the_package_is_imported_without_what_it_offers() -> None:
         "print(stsbp.train.__module__, stsbp.Run.__module__)\n"
     )
     with _imported(code) as output:
-        assert output == "stsbp.api.train stsbp.api.run\n"
+        assert output == "stsbp.api.functions stsbp.api.run\n"
     with pytest.raises(AttributeError, match="has no attribute 'trian'"):
         package.trian  # noqa: B018

@@ -12,11 +12,12 @@ from typing import Any, TypeAlias
 
 from stsbp_spec.validation import shown
 
+from stsbp.api.calls import with_keywords
 from stsbp.errors import ConfigError, printable
 from stsbp.training.loop import StopRequest
 from stsbp.training.progress import PlainReporter, Reporter, fitted, reporter, time_text
 
-__all__ = ["Progress", "ProgressArgument", "Stopping", "reporter_for"]
+__all__ = ["Progress", "ProgressArgument", "Stopping", "reporter_for", "warn_caller"]
 
 _SECONDS_BETWEEN = 0.25
 _WIDTH = 100
@@ -77,6 +78,25 @@ def _level_of_caller() -> int:
     return level
 
 
+def warn_caller(text: str) -> None:
+    """Warn through the module `warnings` at the line of the program that called stsbp."""
+    warnings.warn(printable(with_keywords(text), lines=True), stacklevel=_level_of_caller())
+
+
+class _WithKeywords:
+    """Shows what another reporter shows, with keywords of Python in place of options in its messages."""
+
+    def __init__(self, other: Reporter) -> None:
+        self._other = other
+        self.loading, self.begin, self.step, self.close = other.loading, other.begin, other.step, other.close
+
+    def note(self, text: str, *more: str) -> None:
+        self._other.note(*map(with_keywords, (text, *more)))
+
+    def warn(self, text: str) -> None:
+        self._other.warn(with_keywords(text))
+
+
 class _Quiet(PlainReporter):
     """Shows nothing, but warns through the module `warnings`."""
 
@@ -84,7 +104,7 @@ class _Quiet(PlainReporter):
         super().__init__(None)
 
     def warn(self, text: str) -> None:
-        warnings.warn(printable(text, lines=True), stacklevel=_level_of_caller())
+        warn_caller(text)
 
 
 class _Calling(_Quiet):
@@ -167,4 +187,4 @@ def reporter_for(progress: ProgressArgument, stopping: Stopping | None = None) -
     if not progress:
         return _Quiet()
     display = _notebook_display()
-    return reporter() if display is None else _Notebook(display)
+    return _WithKeywords(reporter() if display is None else _Notebook(display))

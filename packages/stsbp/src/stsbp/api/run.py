@@ -12,7 +12,7 @@ from stsbp_spec.engine.backend import AbstractBackend
 from stsbp_spec.validation import shown
 
 from stsbp.api.calls import in_python, limited_threads, opened, path_of
-from stsbp.api.progress import ProgressArgument, reporter_for
+from stsbp.api.progress import ProgressArgument, reporter_for, warn_caller
 from stsbp.datasets.arrays import ARRAYS, GivenData, given_data
 from stsbp.errors import CheckpointError, ConfigError
 from stsbp.interop.export import export
@@ -23,7 +23,7 @@ from stsbp.training.metrics import read_records
 from stsbp.training.run_folder import RunFolder
 from stsbp.training.trained import Trained, load_trained
 
-__all__ = ["Run", "compare", "load_run", "opened_run"]
+__all__ = ["Run", "compared", "opened_run", "read_run"]
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ class Run(Trained):
             CheckpointError: the records cannot be read, or are not those of the run.
         """
         with in_python():
-            return [comparison.flat(record) for record in read_records(self.folder, self.settings)]
+            return [comparison.flat(record) for record in read_records(self.folder, self.settings, warn_caller)]
 
     def evaluate(
         self,
@@ -181,39 +181,20 @@ def opened_run(
     given: GivenData | None = None,
 ) -> Run:
     """The run in a folder, read for a backend that is open."""
-    trained = load_trained(folder, checkpoint, backend)
+    trained = load_trained(folder, checkpoint, backend, warn=warn_caller)
     own = {entry.name: getattr(trained, entry.name) for entry in fields(Trained)}
     own["given"] = None if given is None else given.info
     return Run(**own, folder=folder.path, checkpoint=checkpoint)
 
 
-def load_run(
+def read_run(
     run: str | os.PathLike[str],
-    checkpoint: Literal["last", "best"] = "last",
-    *,
-    backend: AbstractBackend | str | None = None,
-    device: str | None = None,
-    data: Any = None,
+    checkpoint: Literal["last", "best"],
+    backend: AbstractBackend | str | None,
+    device: str | None,
+    data: Any,
 ) -> Run:
-    """Load a run from its folder.
-
-        run = stsbp.load_run("runs/digits")
-        run.predict(images).classes
-
-    Args:
-        run: the folder that `stsbp train --out` or `stsbp.train` wrote.
-        checkpoint: which of the two checkpoints to load.
-        backend: name of the backend to use, as `stsbp backends` lists them. It may differ from the one that trained
-            the run. None: torch if it is installed, otherwise the first installed backend.
-        device: device of the backend; None: its default.
-        data: the arrays on which the run was trained, as `stsbp.train` takes them, for `evaluate` and `report`. None:
-            its data set has a name, or is not needed.
-
-    Raises:
-        CheckpointError: there is no such run, or its checkpoint is damaged.
-        BackendError: the backend or the device is not available. The message gives the reason and a remedy.
-        DataError: the data have another form.
-    """
+    """As `stsbp.load_run`."""
     with in_python():
         try:
             folder = RunFolder(Path(run))
@@ -226,20 +207,10 @@ def load_run(
         return opened_run(folder, checkpoint, opened(backend, device), given)
 
 
-def compare(runs: Sequence[Run | str | os.PathLike[str]]) -> list[dict[str, Any]]:
-    """Compare runs by their records, as `stsbp compare` does: one row for each run, `pandas.DataFrame(compare(runs))`.
-
-    A row has the folder, the data set, the settings in which the runs differ, `epochs_done`, the last results such as
-    `test.accuracy`, `training.loss` and `training.rates.conv1`, the `seconds` of the training, and the backend.
-
-    Args:
-        runs: runs or their folders.
-
-    Raises:
-        CheckpointError: there is no such run, or its files cannot be read.
-    """
+def compared(runs: Sequence[Run | str | os.PathLike[str]]) -> list[dict[str, Any]]:
+    """As `stsbp.compare`."""
     with in_python():
         if isinstance(runs, (str, os.PathLike, Run)) or not isinstance(runs, Sequence):
             raise ConfigError(f"runs are a list of runs or of their folders, got {shown(runs)}")
         folders = [run.folder if isinstance(run, Run) else path_of("a run", run) for run in runs]
-        return comparison.rows([comparison.facts(folder, lambda _: None) for folder in folders])
+        return comparison.rows([comparison.facts(folder, warn_caller) for folder in folders])

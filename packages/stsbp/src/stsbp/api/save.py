@@ -30,59 +30,27 @@ from stsbp.training.progress import Reporter
 from stsbp.training.run_folder import RunFolder
 from stsbp.training.saved_network import epochs_of, write_network
 
-__all__ = ["save_run"]
+__all__ = ["save_network"]
 
 _MOMENTS = ("adamw.m", "adamw.v")
 
 
-def save_run(
+def save_network(
     network: Any,
     folder: str | os.PathLike[str],
+    settings: Mapping[str, Any],
     *,
-    weights: Mapping[str, Any] | None = None,
-    state: Any = None,
-    history: Sequence[Any] | Mapping[str, Sequence[float]] | None = None,
-    data: Any = None,
-    classes: Sequence[str] | None = None,
-    overwrite: bool = False,
-    backend: AbstractBackend | str | None = None,
-    device: str | None = None,
-    progress: ProgressArgument = False,
-    **settings: Any,
+    weights: Mapping[str, Any] | None,
+    state: Any,
+    history: Sequence[Any] | Mapping[str, Sequence[float]] | None,
+    data: Any,
+    classes: Sequence[str] | None,
+    overwrite: bool,
+    backend: AbstractBackend | str | None,
+    device: str | None,
+    progress: ProgressArgument,
 ) -> Run:
-    """Save a network that a loop of your own trained as a run, which `evaluate`, `report` and `export` take.
-
-        stsbp.save_run(net, "runs/mine", data="digits", steps=8)                         # a module of stsbp_torch
-        stsbp.save_run(spec, "runs/mine", weights=weights, data=(x, y, test_x, test_y))  # weights of JAX or numpy
-        stsbp.save_run(trainer, "runs/mine", state=state, data="digits", steps=8)        # `backend.trainer`
-
-    With data, the network is evaluated, and `stsbp.train(resume=folder)` trains the run further: from these weights, or
-    where `state` ended.
-
-    Args:
-        network: a `Network` or `Sequential` of `stsbp_torch`; a `NetworkSpec` with `weights` or `state`; or the trainer
-            of a backend with `state`.
-        folder: the folder of the run.
-        weights: weights by the names of `initial_weights`, as arrays of numpy, torch or JAX.
-        state: the state of the training, with which a resumed run continues: a `TrainState`, the result of
-            `export_state`, an optimiser of torch (Adam or AdamW), or a state of optax with the moments of Adam. Its
-            updates must be whole epochs of the data.
-        history: numbers of your loop, which the report draws: `[{"loss": 0.4, "accuracy": 0.8}, ...]`, or
-            `{"loss": [0.4, ...]}`, or losses alone.
-        data: the data, as `stsbp.train` takes them; None: the run can be evaluated only on other data.
-        classes: names of the classes, if `data` does not say them; `()`: labels are spike trains.
-        overwrite: replace an earlier run in the folder.
-        backend, device: as for `stsbp.train`. They may differ from what trained the network.
-        progress: as for `stsbp.train`.
-        settings: settings of the training, as for `stsbp.train`. Give `steps`, unless the data determine it, and those
-            by which outputs are measured: `loss`, `label_pattern`, `undesired_pattern`.
-
-    Raises:
-        ConfigError: the network is no network of stsbp, or a setting is unknown or contradicts it.
-        NumericError: a weight is not finite, or too large.
-        FileError: the folder is not empty, or cannot be written.
-        StsbpError: any other error that is not a bug.
-    """
+    """As `stsbp.save_run`."""
     with in_python():
         trained = _trained(network, weights, state)
         path = path_of("folder", folder)

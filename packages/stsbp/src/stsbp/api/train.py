@@ -28,59 +28,26 @@ from stsbp.training.loop import TIME_IS_UP, Stopped, StopRequest, stop_on_signal
 from stsbp.training.plan import SAME, RunPlan, check_resume, plan_run, settings_sources
 from stsbp.training.run_folder import RunFolder
 
-__all__ = ["train"]
+__all__ = ["train_network"]
 
 
-def train(
-    data: Any = None,
-    network: str | NetworkSpec | None = None,
+def train_network(
+    data: Any,
+    network: str | NetworkSpec | None,
+    settings: Mapping[str, Any],
     *,
-    out: str | os.PathLike[str] | None = None,
-    resume: bool | str | os.PathLike[str] = False,
-    overwrite: bool = False,
-    preset: str | None = None,
-    config: str | os.PathLike[str] | RunConfig | Mapping[str, Any] | None = None,
-    backend: AbstractBackend | str | None = None,
-    device: str | None = None,
-    progress: ProgressArgument = True,
-    stop_after: float | None = None,
-    allow_imports: bool = False,
-    **settings: Any,
+    out: str | os.PathLike[str] | None,
+    resume: bool | str | os.PathLike[str],
+    overwrite: bool,
+    preset: str | None,
+    config: str | os.PathLike[str] | RunConfig | Mapping[str, Any] | None,
+    backend: AbstractBackend | str | None,
+    device: str | None,
+    progress: ProgressArgument,
+    stop_after: float | None,
+    allow_imports: bool,
 ) -> Run:
-    """Train a network, as `stsbp train` does: with the same settings, files and bits.
-
-        run = stsbp.train("digits", "16C3-P2", epochs=3, out="runs/digits")
-        run = stsbp.train((inputs, labels), "64-32", lr=1e-3)
-
-    Args:
-        data: name of a data set such as `"digits"` or `"events:FILE.npz"`; a `stsbp.datasets.Dataset`; or arrays:
-            `(inputs, labels)`, `(inputs, labels, test_inputs, test_labels)`, or a dict with `inputs`, `labels` or
-            `targets`, and perhaps `lengths`, `classes`, `test_inputs` and so on. Inputs are images `[n, C, H, W]` or
-            `[n, N]`, or spikes `[T, n, C, H, W]` or `[T, n, N]`; labels are integers `[n]`; targets are spike trains
-            `[T, n, N]`. None: the data set of `preset`, `config` or `resume`.
-        network: hidden layers in the notation of `net`, or a whole network; None: that of the settings.
-        out: folder of the run; None: `runs/DATASET-DATE-TIME`.
-        resume: True: continue the run in `out`, if there is one; or the folder of the run to continue.
-        overwrite: replace an earlier run in `out`.
-        preset: name of a published experiment, whose settings are used.
-        config: settings of a TOML file, of another run (`run.settings`) or of a dict, which `settings` override.
-        backend, device: name of the backend, or one that is open, and its device; None: torch if it is installed.
-        progress: True: show the progress as the command line does, in a notebook in the cell. False: show nothing, and
-            warn through the module `warnings`. A function receives a `stsbp.api.progress.Progress` after every update.
-            If it raises an error, the state is saved, and the error is raised.
-        stop_after: number of minutes after which the training stops. The run is returned unfinished.
-        allow_imports: import the modules of classes that the file of `config` names. Only for files that you trust.
-        settings: every setting of the command line by its name: `epochs=3`, `batch_size=20`, `test=False`.
-
-    Returns:
-        The trained run. `run.finished` is False if `stop_after` stopped it.
-
-    Raises:
-        KeyboardInterrupt: Ctrl-C was pressed. The current update is finished, and the state is saved; a second Ctrl-C
-            does not wait. Continue with `resume=True`. Only the main thread of Python can wait for Ctrl-C.
-        ConfigError: a setting is unknown or outside its domain, or differs from that of the run to continue.
-        StsbpError: any other error that is not a bug, for example `DataError`, `FileError` or `NumericError`.
-    """
+    """As `stsbp.train`."""
     with in_python():
         _check_alone()
         given = None if data is None or isinstance(data, str) else given_data(data)

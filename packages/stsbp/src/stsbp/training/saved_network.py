@@ -10,7 +10,8 @@ from stsbp_spec.typing import AnyArray
 
 from stsbp.errors import ConfigError
 from stsbp.training import checkpoint
-from stsbp.training.build import Data, Task
+from stsbp.training.blank import warn_of_blank
+from stsbp.training.build import Data, Task, own_flushes
 from stsbp.training.evaluate import Evaluation, evaluate
 from stsbp.training.loop import check_state, identity_of
 from stsbp.training.metrics import MetricsFile, Sums
@@ -83,6 +84,9 @@ def write_network(
     ]
     best = None
     splits = {} if data is None else data.splits()
+    warn_of_blank(config.dataset, task.inputs.coding, splits, show, config.test_on)
+    for flush in own_flushes(config):
+        show.warn(flush)
     for name in ("validation", "test"):
         if name in splits:
             lines.append({**_evaluated(task, state, splits[name], name, show).record(name), **place})

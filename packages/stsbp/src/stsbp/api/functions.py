@@ -1,0 +1,204 @@
+"""The functions that `stsbp` offers, with their documentation.
+
+What they need is imported when one of them is called, so that `import stsbp` and `stsbp --help` are quick.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Literal
+
+if TYPE_CHECKING:
+    from stsbp_spec.engine.backend import AbstractBackend
+    from stsbp_spec.networks.spec import NetworkSpec
+
+    from stsbp.api.progress import ProgressArgument
+    from stsbp.api.run import Run
+    from stsbp.config import RunConfig
+
+__all__ = ["compare", "load_run", "save_run", "train"]
+
+
+def train(
+    data: Any = None,
+    network: str | NetworkSpec | None = None,
+    *,
+    out: str | os.PathLike[str] | None = None,
+    resume: bool | str | os.PathLike[str] = False,
+    overwrite: bool = False,
+    preset: str | None = None,
+    config: str | os.PathLike[str] | RunConfig | Mapping[str, Any] | None = None,
+    backend: AbstractBackend | str | None = None,
+    device: str | None = None,
+    progress: ProgressArgument = True,
+    stop_after: float | None = None,
+    allow_imports: bool = False,
+    **settings: Any,
+) -> Run:
+    """Train a network, as `stsbp train` does: with the same settings, files and bits.
+
+        run = stsbp.train("digits", "16C3-P2", epochs=3, out="runs/digits")
+        run = stsbp.train((inputs, labels), "64-32", lr=1e-3)
+
+    Args:
+        data: name of a data set such as `"digits"` or `"events:FILE.npz"`; a `stsbp.datasets.Dataset`; or arrays:
+            `(inputs, labels)`, `(inputs, labels, test_inputs, test_labels)`, or a dict with `inputs`, `labels` or
+            `targets`, and perhaps `lengths`, `classes`, `test_inputs` and so on. Inputs are images `[n, C, H, W]` or
+            `[n, N]`, or spikes `[T, n, C, H, W]` or `[T, n, N]`; labels are integers `[n]`; targets are spike trains
+            `[T, n, N]`. None: the data set of `preset`, `config` or `resume`.
+        network: hidden layers in the notation of `net`, or a whole network; None: that of the settings.
+        out: folder of the run; None: `runs/DATASET-DATE-TIME`.
+        resume: True: continue the run in `out`, if there is one; or the folder of the run to continue.
+        overwrite: replace an earlier run in `out`.
+        preset: name of a published experiment, whose settings are used.
+        config: settings of a TOML file, of another run (`run.settings`) or of a dict, which `settings` override.
+        backend, device: name of the backend, or one that is open, and its device; None: torch if it is installed.
+        progress: True: show the progress as the command line does, in a notebook in the cell. False: show nothing, and
+            warn through the module `warnings`. A function receives a `stsbp.api.progress.Progress` after every update.
+            If it raises an error, the state is saved, and the error is raised.
+        stop_after: number of minutes after which the training stops. The run is returned unfinished.
+        allow_imports: import the modules of classes that the file of `config` names. Only for files that you trust.
+        settings: every setting of the command line by its name: `epochs=3`, `batch_size=20`, `test=False`.
+
+    Returns:
+        The trained run. `run.finished` is False if `stop_after` stopped it.
+
+    Raises:
+        KeyboardInterrupt: Ctrl-C was pressed. The current update is finished, and the state is saved; a second Ctrl-C
+            does not wait. Continue with `resume=True`. Only the main thread of Python can wait for Ctrl-C.
+        ConfigError: a setting is unknown or outside its domain, or differs from that of the run to continue.
+        StsbpError: any other error that is not a bug, for example `DataError`, `FileError` or `NumericError`.
+    """
+    from stsbp.api.train import train_network
+
+    return train_network(
+        data,
+        network,
+        settings,
+        out=out,
+        resume=resume,
+        overwrite=overwrite,
+        preset=preset,
+        config=config,
+        backend=backend,
+        device=device,
+        progress=progress,
+        stop_after=stop_after,
+        allow_imports=allow_imports,
+    )
+
+
+def load_run(
+    run: str | os.PathLike[str],
+    checkpoint: Literal["last", "best"] = "last",
+    *,
+    backend: AbstractBackend | str | None = None,
+    device: str | None = None,
+    data: Any = None,
+) -> Run:
+    """Load a run from its folder.
+
+        run = stsbp.load_run("runs/digits")
+        run.predict(images).classes
+
+    Args:
+        run: the folder that `stsbp train --out` or `stsbp.train` wrote.
+        checkpoint: which of the two checkpoints to load.
+        backend: name of the backend to use, as `stsbp backends` lists them. It may differ from the one that trained
+            the run. None: torch if it is installed, otherwise the first installed backend.
+        device: device of the backend; None: its default.
+        data: the arrays on which the run was trained, as `stsbp.train` takes them, for `evaluate` and `report`. None:
+            its data set has a name, or is not needed.
+
+    Raises:
+        CheckpointError: there is no such run, or its checkpoint is damaged.
+        BackendError: the backend or the device is not available. The message gives the reason and a remedy.
+        DataError: the data have another form.
+    """
+    from stsbp.api.run import read_run
+
+    return read_run(run, checkpoint, backend, device, data)
+
+
+def save_run(
+    network: Any,
+    folder: str | os.PathLike[str],
+    *,
+    weights: Mapping[str, Any] | None = None,
+    state: Any = None,
+    history: Sequence[Any] | Mapping[str, Sequence[float]] | None = None,
+    data: Any = None,
+    classes: Sequence[str] | None = None,
+    overwrite: bool = False,
+    backend: AbstractBackend | str | None = None,
+    device: str | None = None,
+    progress: ProgressArgument = False,
+    **settings: Any,
+) -> Run:
+    """Save a network that a loop of your own trained as a run, which `evaluate`, `report` and `export` take.
+
+        stsbp.save_run(net, "runs/mine", data="digits", steps=8)                         # a module of stsbp_torch
+        stsbp.save_run(spec, "runs/mine", weights=weights, data=(x, y, test_x, test_y))  # weights of JAX or numpy
+        stsbp.save_run(trainer, "runs/mine", state=state, data="digits", steps=8)        # `backend.trainer`
+
+    With data, the network is evaluated, and `stsbp.train(resume=folder)` trains the run further: from these weights, or
+    where `state` ended.
+
+    Args:
+        network: a `Network` or `Sequential` of `stsbp_torch`; a `NetworkSpec` with `weights` or `state`; or the trainer
+            of a backend with `state`.
+        folder: the folder of the run.
+        weights: weights by the names of `initial_weights`, as arrays of numpy, torch or JAX.
+        state: the state of the training, with which a resumed run continues: a `TrainState`, the result of
+            `export_state`, an optimiser of torch (Adam or AdamW), or a state of optax with the moments of Adam. Its
+            updates must be whole epochs of the data.
+        history: numbers of your loop, which the report draws: `[{"loss": 0.4, "accuracy": 0.8}, ...]`, or
+            `{"loss": [0.4, ...]}`, or losses alone.
+        data: the data, as `stsbp.train` takes them; None: the run can be evaluated only on other data.
+        classes: names of the classes, if `data` does not say them; `()`: labels are spike trains.
+        overwrite: replace an earlier run in the folder.
+        backend, device: as for `stsbp.train`. They may differ from what trained the network.
+        progress: as for `stsbp.train`.
+        settings: settings of the training, as for `stsbp.train`. Give `steps`, unless the data determine it, and those
+            by which outputs are measured: `loss`, `label_pattern`, `undesired_pattern`.
+
+    Raises:
+        ConfigError: the network is no network of stsbp, or a setting is unknown or contradicts it.
+        NumericError: a weight is not finite, or too large.
+        FileError: the folder is not empty, or cannot be written.
+        StsbpError: any other error that is not a bug.
+    """
+    from stsbp.api.save import save_network
+
+    return save_network(
+        network,
+        folder,
+        settings,
+        weights=weights,
+        state=state,
+        history=history,
+        data=data,
+        classes=classes,
+        overwrite=overwrite,
+        backend=backend,
+        device=device,
+        progress=progress,
+    )
+
+
+def compare(runs: Sequence[Run | str | os.PathLike[str]]) -> list[dict[str, Any]]:
+    """Compare runs by their records, as `stsbp compare` does: one row for each run, `pandas.DataFrame(compare(runs))`.
+
+    A row has the folder, the data set, the settings in which the runs differ, `epochs_done`, the last results such as
+    `test.accuracy`, `training.loss` and `training.rates.conv1`, the `seconds` of the training, and the backend.
+
+    Args:
+        runs: runs or their folders.
+
+    Raises:
+        CheckpointError: there is no such run, or its files cannot be read.
+    """
+    from stsbp.api.run import compared
+
+    return compared(runs)
