@@ -28,11 +28,12 @@ def run(train_tiny: Callable[..., Result], tmp_path: Path) -> package.Run:
 
 
 def test_a_run_evaluates_as_the_command_does(run: package.Run, stsbp: Callable[..., Result]) -> None:
-    for split, more in (
+    cases: list[tuple[str, dict[str, Any]]] = [
         ("test", {}),
         ("validation", {}),
-        ("test", {"tolerance": 2, "tolerances": (0, 3), "cost": 2.0}),
-    ):
+        ("test", {"tolerance": 2, "tolerances": (0, 3), "cost": 2.0, "seed": 5}),
+    ]
+    for split, more in cases:
         words = [word for name, x in more.items() for word in (f"--{name}", ",".join(map(str, np.atleast_1d(x))))]
         expected = json.loads(stsbp("evaluate", run.folder, "--split", split, "--json", *words).stdout)
         record = run.evaluate(split=split, **more)
@@ -184,11 +185,12 @@ def test_what_is_no_data_is_refused(data: Any, message: str) -> None:
 def test_a_data_set_as_an_object_is_that_of_its_name(tmp_path: Path) -> None:
     settings: dict[str, Any] = {"steps": 3, "epochs": 1, "limit": 50, "batch_size": 20, "backend": "numpy", "lr": 0.01}
     digits = load("digits", steps=3, holdout=30)
+    cases: list[tuple[str, Any, dict[str, Any]]] = [("object", digits, {}), ("name", "digits", {"holdout": 30})]
     runs = [
         package.train(
             data, "12", out=tmp_path / name, progress=False, padding="valid", tau_m=5.0, tau_s=3.0, **settings, **more
         )
-        for name, data, more in (("object", digits, {}), ("name", "digits", {"holdout": 30}))
+        for name, data, more in cases
     ]
     assert runs[0].info["contents"] == runs[1].info["contents"]
     with pytest.raises(StsbpError, match="the arrays have 7 steps, not 3: leave steps out"):
