@@ -142,10 +142,15 @@ def page(title: str, body: Iterable[str]) -> str:
 
 
 def command_text(command: Sequence[object]) -> str:
-    """A command as it would be typed, without the program's own path. A single word is a call in Python."""
-    if len(command) == 1:
+    """A command as it would be typed, without the program's own path; or a call in Python, which is a single word."""
+    if _is_call(command):
         return str(command[0])
     return shlex.join(["stsbp", *map(str, command[1:])])
+
+
+def _is_call(command: Sequence[object]) -> bool:
+    """Whether a run was started by a call in Python."""
+    return len(command) == 1 and str(command[0]).startswith("stsbp.")
 
 
 def render(content: Content) -> str:
@@ -549,7 +554,7 @@ def _repetition(content: Content) -> tuple[str, str]:
     backend = content.starts[-1].get("backend") if content.starts else None
     train = ["stsbp", *(["--backend", str(backend)] if backend else []), "train"]
     first_command = content.starts[0].get("command") if content.starts else None
-    if first_command and len(first_command) == 1:
+    if first_command and _is_call(first_command):
         return "To repeat the run in Python", _call_again(str(first_command[0]), content)
     if first_command and next((word for word in first_command[1:] if word in _MAKES), "") in ("import", "convert"):
         # The settings do not contain the weights that the run began with.
