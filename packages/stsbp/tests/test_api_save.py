@@ -201,8 +201,6 @@ def test_a_module_of_torch_is_a_run_with_its_moments(tmp_path: Path) -> None:
     assert np.array_equal(run.predict(FRAMES).spikes, expected)
     check_c(run, tmp_path / "c", {name: x.detach().numpy() for name, x in net.named().items()})
     assert package.train(DATA, resume=tmp_path / "run", backend="numpy", progress=False).info["step"] == 3
-    with pytest.raises(ConfigError, match="this optimiser is SGD with betas that it does not have"):
-        saved(net, tmp_path / "x", state=torch.optim.SGD(net.parameters(), lr=0.1))
     with pytest.raises(ConfigError, match=r"with the layers 0: Linear, 1: ReLU is not a network"):
         saved(torch.nn.Sequential(torch.nn.Linear(3, 2), torch.nn.ReLU()), tmp_path / "x")
     layers = Sequential(

@@ -127,6 +127,7 @@ def save_run(
     *,
     weights: Mapping[str, Any] | None = None,
     state: Any = None,
+    updates: int | None = None,
     history: Sequence[Any] | Mapping[str, Sequence[float]] | None = None,
     data: Any = None,
     classes: Sequence[str] | None = None,
@@ -151,8 +152,10 @@ def save_run(
         folder: the folder of the run.
         weights: weights by the names of `initial_weights`, as arrays of numpy, torch or JAX.
         state: the state of the training, with which a resumed run continues: a `TrainState`, the result of
-            `export_state`, an optimiser of torch (Adam or AdamW), or a state of optax with the moments of Adam. Its
-            updates must be whole epochs of the data.
+            `export_state`, an optimiser of torch (AdamW, Adam or SGD), or a state of optax with the moments of Adam or
+            SGD. Its updates must be whole epochs of the data. Hyperparameters of a trainer and of torch become
+            settings. Optax does not tell them, so give `optimizer`, `lr` and so on.
+        updates: number of updates, if `state` does not say it, as that of SGD.
         history: numbers of your loop, which the report draws: `[{"loss": 0.4, "accuracy": 0.8}, ...]`, or
             `{"loss": [0.4, ...]}`, or losses alone.
         data: the data, as `stsbp.train` takes them; None: the run can be evaluated only on other data.
@@ -177,6 +180,7 @@ def save_run(
         settings,
         weights=weights,
         state=state,
+        updates=updates,
         history=history,
         data=data,
         classes=classes,

@@ -19,6 +19,7 @@ from stsbp.interop.export import export
 from stsbp.report.write import ReportRequest, report_path, write_report
 from stsbp.training import compare as comparison
 from stsbp.training.evaluate_run import EvaluationRequest, evaluate_run
+from stsbp.training.loop import out_of_patience
 from stsbp.training.metrics import read_records
 from stsbp.training.run_folder import RunFolder
 from stsbp.training.trained import Trained, load_trained
@@ -44,8 +45,12 @@ class Run(Trained):
 
     @property
     def finished(self) -> bool:
-        """Whether all epochs were done when the checkpoint was saved."""
-        return bool(self.info["epoch"] >= self.settings.epochs)
+        """Whether nothing was left to train when the checkpoint was saved: all epochs were done, or `patience` ended
+        the run."""
+        epoch, best = self.info["epoch"], self.info.get("best")
+        if epoch >= self.settings.epochs:
+            return True
+        return self.info.get("batch") == 0 and out_of_patience(self.settings, epoch, best and best["epoch"])
 
     @property
     def metrics(self) -> list[dict[str, Any]]:

@@ -4,35 +4,34 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
-import numpy as np
 from stsbp_spec.engine.backend import AbstractBackend
 from stsbp_spec.engine.trainer import Trainer, TrainState
 from stsbp_spec.errors import ShapeError
+from stsbp_spec.models.optim import Optimizer
 from stsbp_spec.networks.spec import NetworkSpec
-from stsbp_spec.typing import AnyArray, Float32
-from stsbp_spec.validation import array_of, integer, listed, real, shown
+from stsbp_spec.typing import Float32
+from stsbp_spec.validation import array_of, listed, real, shown
 
 from stsbp.api.calls import in_python, limited_threads, opened, path_of
 from stsbp.api.progress import ProgressArgument, reporter_for
 from stsbp.api.run import Run, opened_run
-from stsbp.api.settings import OF_THE_NETWORK, loss_settings, network_settings, plain_settings
+from stsbp.api.settings import OF_THE_NETWORK, network_settings, plain_settings
+from stsbp.api.state import GivenState, arrays_of, read_state, settings_of_trainer, state_tensors
 from stsbp.config import RunConfig, SettingsSource, absolute, resolve
 from stsbp.datasets.arrays import ARRAYS, GivenData, given_data
 from stsbp.datasets.registry import steps_of
 from stsbp.errors import ConfigError, FileError
-from stsbp.training.build import Data, Inputs, build_network, build_task, load_data
+from stsbp.training.build import Data, Inputs, build_network, build_task, load_data, updates_per_epoch
 from stsbp.training.initial import pinned
 from stsbp.training.progress import Reporter
 from stsbp.training.run_folder import RunFolder
 from stsbp.training.saved_network import epochs_of, write_network
 
 __all__ = ["save_network"]
-
-_MOMENTS = ("adamw.m", "adamw.v")
 
 
 def save_network(
@@ -42,6 +41,7 @@ def save_network(
     *,
     weights: Mapping[str, Any] | None,
     state: Any,
+    updates: int | None,
     history: Sequence[Any] | Mapping[str, Sequence[float]] | None,
     data: Any,
     classes: Sequence[str] | None,
@@ -52,16 +52,19 @@ def save_network(
 ) -> Run:
     """As `stsbp.save_run`."""
     with in_python():
-        trained = _trained(network, weights, state)
+        trained = _trained(network, weights, state, updates)
         path = path_of("folder", folder)
         run_folder = RunFolder(path)
         _check_place(run_folder, overwrite=overwrite)
         given = None if data is None or isinstance(data, str) else given_data(data, classes)
-        config = _config(trained, data, given, plain_settings(settings))
+        typed = plain_settings(settings)
+        config = _config(trained, data, given, typed)
         engine, show = opened(backend, device), reporter_for(progress)
         try:
             with limited_threads(config.threads):
-                _write(trained, config, run_folder, data, given, classes, engine, history, show, overwrite=overwrite)
+                _write(
+                    trained, config, typed, run_folder, data, given, classes, engine, history, show, overwrite=overwrite
+                )
         finally:
             show.close()
         return opened_run(run_folder, "last", engine, given)
@@ -73,18 +76,28 @@ class _TrainedNetwork:
 
     Attributes:
         spec: the network.
-        tensors: its state, as `Trainer.export_state` returns it.
-        settings: settings that the network's module or trainer says.
+        weights: its parameters and statistics by name.
+        state: the state of its training; None: not known.
+        settings: settings that the network's module, its trainer or the state says.
+        optimizer: the optimiser of its trainer; None: it had none.
     """
 
     spec: NetworkSpec
-    tensors: dict[str, AnyArray]
-    settings: dict[str, Any]
+    weights: Mapping[str, Float32]
+    state: GivenState | None
+    settings: Mapping[str, Any]
+    optimizer: Optimizer | None = None
+
+    @property
+    def step(self) -> int:
+        """Number of updates; 0 if there is no state."""
+        return (self.state and self.state.step) or 0
 
 
 def _write(
     trained: _TrainedNetwork,
     config: RunConfig,
+    typed: Collection[str],
     folder: RunFolder,
     data: Any,
     given: GivenData | None,
@@ -101,13 +114,37 @@ def _write(
     inputs = _inputs(trained.spec, classes) if loaded is None else loaded.inputs
     _check_network(trained.spec, config, inputs)
     samples = None if loaded is None else len(loaded.train)
-    epochs = epochs_of(int(trained.tensors["step"]), samples, config.batch_size)
+    if samples is not None and trained.optimizer is not None:
+        config = _scheduled(config, trained.optimizer, updates_per_epoch(config, samples), typed)
+    epochs = epochs_of(trained.step, samples, config.batch_size)
     if epochs > config.epochs:
         config = config.model_copy(update={"epochs": epochs})
     task = build_task(config, inputs, engine, samples or 1)
-    figures = _history(history)
+    trainer, figures = task.trainer, _history(history)
+    tensors = state_tensors(trained.weights, trained.state, trained.spec, trainer.optimizer, set(trainer.frozen))
     command = f"stsbp.save_run(network, {str(folder.path)!r})"
-    write_network(folder, task, loaded, trained.tensors, figures, show, command, overwrite=overwrite)
+    write_network(folder, task, loaded, tensors, figures, show, command, overwrite=overwrite)
+
+
+def _scheduled(config: RunConfig, optimizer: Optimizer, per_epoch: int, typed: Collection[str]) -> RunConfig:
+    """The settings with the schedule of a trainer's optimiser, which counts updates and not epochs.
+
+    Raises:
+        ConfigError: the schedule does not end with an epoch.
+    """
+    changes: dict[str, Any] = {}
+    if optimizer.warmup_steps and "warmup" not in typed:
+        changes["warmup"] = optimizer.warmup_steps / per_epoch
+    if optimizer.total_steps is not None and not {"epochs", "schedule"} & set(typed):
+        epochs, more = divmod(optimizer.total_steps, per_epoch)
+        if more:
+            raise ConfigError(
+                f"the learning rate of the trainer falls for {optimizer.total_steps} updates, but an epoch has "
+                f"{per_epoch} with batch_size={config.batch_size}; give the data and the batch_size of your loop, or "
+                "the number of epochs after which it is 0, epochs="
+            )
+        changes["epochs"] = epochs
+    return config.model_copy(update=changes)
 
 
 def _check_place(folder: RunFolder, *, overwrite: bool) -> None:
@@ -131,8 +168,11 @@ def _config(trained: _TrainedNetwork, data: Any, given: GivenData | None, typed:
         values.setdefault("steps", determined)
     if "steps" not in values:
         raise ConfigError("give the number of steps with which the network was trained, for example steps=25")
-    if "epochs" not in values and int(trained.tensors["step"]):
+    if "epochs" not in values and trained.step:
         values["epochs"] = 1
+    if trained.state is not None and values["optimizer"] not in trained.state.optimizers:
+        names = " or ".join(trained.state.optimizers)
+        raise ConfigError(f"the state is that of the optimiser {names}, not {values['optimizer']}; leave optimizer out")
     config = resolve([SettingsSource("stsbp.save_run", values)])
     # The settings of the data set for networks do not apply to this one.
     unused = {name: RunConfig.model_fields[name].default for name in OF_THE_NETWORK if name not in values}
@@ -162,7 +202,7 @@ def _inputs(spec: NetworkSpec, classes: Sequence[str] | None) -> Inputs:
     return Inputs(spec.input_shape, spec.coding, names, neurons, spec.input_max)
 
 
-def _trained(network: Any, weights: Any, state: Any) -> _TrainedNetwork:
+def _trained(network: Any, weights: Any, state: Any, updates: int | None) -> _TrainedNetwork:
     """The network with its weights and its state.
 
     Raises:
@@ -171,7 +211,10 @@ def _trained(network: Any, weights: Any, state: Any) -> _TrainedNetwork:
     if isinstance(network, Trainer):
         if not isinstance(state, TrainState):
             raise ConfigError(f"a trainer has no weights; give its state, a TrainState, as state=, got {shown(state)}")
-        return _TrainedNetwork(network.network, network.export_state(state), _trainer_settings(network))
+        given = read_state(network.network, state, None, updates)
+        assert given is not None
+        given = replace(given, settings=settings_of_trainer(network))
+        return _TrainedNetwork(network.network, given.weights, given, given.settings, network.optimizer)
     module = None if isinstance(network, NetworkSpec) else _module(network)
     spec = network if module is None else module.spec
     settings: dict[str, Any] = {}
@@ -180,14 +223,13 @@ def _trained(network: Any, weights: Any, state: Any) -> _TrainedNetwork:
         if weights is not None:
             raise ConfigError("the module already has weights; leave weights out")
         weights = module.named()
-    exported = _exported(spec, state, module)
-    if weights is None and not any(name.startswith("weight/") for name in exported):
+    given = read_state(spec, state, module, updates)
+    if weights is None and (given is None or not given.weights):
         raise ConfigError("a NetworkSpec has no weights; give weights=, for example those of initial_weights")
-    if weights is not None:
-        exported |= {f"weight/{name}": x for name, x in _arrays("weights", weights).items()}
-    blank = {name: np.zeros(parameter.shape, np.float32) for name, parameter in spec.parameters.items()}
-    moments = {f"{prefix}/{name}": x for prefix in _MOMENTS for name, x in blank.items()}
-    return _TrainedNetwork(spec, {"step": np.asarray(0, np.int64), **moments, **exported}, settings)
+    if given is not None:
+        settings |= {"optimizer": given.optimizers[0], **given.settings}
+    named = arrays_of("weights", weights) if given is None or weights is not None else given.weights
+    return _TrainedNetwork(spec, named, given, settings)
 
 
 def _module(network: Any) -> Any:
@@ -210,107 +252,6 @@ def _module(network: Any) -> Any:
         "network is a stsbp_torch.Network or Sequential, a NetworkSpec, or a trainer of a backend, got "
         f"{shown(network)}"
     )
-
-
-def _arrays(what: str, named: Any) -> dict[str, Float32]:
-    """Arrays of any library by name, as float32."""
-    if not isinstance(named, Mapping):
-        raise ConfigError(f"{what} are arrays by name, got {shown(named)}")
-    arrays: dict[str, Float32] = {}
-    for name, x in named.items():
-        try:
-            array = array_of(x)
-        except ShapeError as error:
-            raise ShapeError(f"{what}: {name}: {error}") from error
-        if array.dtype != np.float32:
-            raise ShapeError(f"{what}: {name} must be float32, got {array.dtype}; networks of stsbp compute in float32")
-        arrays[str(name)] = np.array(array, np.float32)
-    return arrays
-
-
-def _exported(spec: NetworkSpec, state: Any, module: Any) -> dict[str, AnyArray]:
-    """The state as `Trainer.export_state` returns it, as far as it is known."""
-    if state is None:
-        return {}
-    if isinstance(state, TrainState):
-        parts = (("weight", state.weights), *zip(_MOMENTS, (state.m, state.v), strict=True))
-        named = {f"{prefix}/{name}": x for prefix, arrays in parts for name, x in _arrays(prefix, arrays).items()}
-        return {"step": np.asarray(state.step, np.int64), **named}
-    if isinstance(state, Mapping) and "step" in state and any(str(name).startswith("weight/") for name in state):
-        tensors = _arrays("state", {name: x for name, x in state.items() if name != "step"})
-        return {"step": _step(state["step"]), **tensors}
-    if hasattr(state, "param_groups") and hasattr(state, "state"):
-        return _of_torch(spec, state, module)
-    if (adam := _adam_of_optax(state)) is not None:
-        moments = zip(_MOMENTS, (adam.mu, adam.nu), strict=True)
-        named = {f"{prefix}/{name}": x for prefix, m in moments for name, x in _arrays("state", m).items()}
-        return {"step": _step(adam.count), **named}
-    raise ConfigError(
-        "state is a TrainState, the result of export_state, an optimiser of torch (Adam or AdamW) or a state of optax "
-        f"with the moments of Adam, got {shown(state)}"
-    )
-
-
-def _step(step: Any) -> AnyArray:
-    number = integer(array_of(step).item())
-    if number is None or number < 0:
-        raise ConfigError(f"state: the number of updates is an integer, got {shown(step)}")
-    return np.asarray(number, np.int64)
-
-
-def _of_torch(spec: NetworkSpec, optimizer: Any, module: Any) -> dict[str, AnyArray]:
-    """The moments of an optimiser of torch by the names of the parameters."""
-    if module is None:
-        raise ConfigError("the state of an optimiser of torch belongs to a module; give the module as network")
-    kept, tensors, steps = {id(x): entry for x, entry in optimizer.state.items()}, module.named(), set[int]()
-    exported: dict[str, AnyArray] = {}
-    for group in optimizer.param_groups:
-        betas = tuple(group.get("betas", ()))
-        if betas != (0.9, 0.999) or group.get("amsgrad"):
-            raise ConfigError(
-                "state: a run continues with AdamW of betas 0.9 and 0.999, but this optimiser is "
-                f"{type(optimizer).__name__} with betas {betas or 'that it does not have'}; leave state out to save "
-                "the weights alone"
-            )
-    for name in spec.parameters:
-        entry = kept.get(id(tensors[name]))
-        if entry is None or not {"exp_avg", "exp_avg_sq", "step"} <= set(entry):
-            raise ConfigError(
-                f"state: the optimiser has no moments of the parameter {name}, so it is not Adam or AdamW, or has not "
-                "updated it; leave state out to save the weights alone"
-            )
-        moments = _arrays("state", {prefix: entry[key] for prefix, key in zip(_MOMENTS, _OF_TORCH, strict=True)})
-        exported |= {f"{prefix}/{name}": x for prefix, x in moments.items()}
-        steps.add(int(_step(array_of(entry["step"]).astype(np.int64))))
-    if len(steps) > 1:
-        raise ConfigError(f"state: parameters were updated {listed(map(str, sorted(steps)))} times, not equally often")
-    return {**exported, "step": np.asarray(steps.pop(), np.int64)}
-
-
-_OF_TORCH = ("exp_avg", "exp_avg_sq")
-
-
-def _adam_of_optax(state: Any) -> Any:
-    """The moments of Adam in a nested state of optax; None if there are none."""
-    if all(hasattr(state, name) for name in ("mu", "nu", "count")):
-        return state
-    if isinstance(state, tuple):
-        return next((one for one in map(_adam_of_optax, state) if one is not None), None)
-    return None
-
-
-def _trainer_settings(trainer: Trainer[Any]) -> dict[str, Any]:
-    """Settings of a run from a trainer: loss, optimiser, precision, seed."""
-    optimizer = trainer.optimizer
-    settings = {
-        "lr": float(optimizer.lr),
-        "weight_decay": float(optimizer.weight_decay),
-        "clip_norm": float(optimizer.clip_norm or 0.0),
-        "schedule": "constant" if optimizer.total_steps is None else "cosine",
-        "precision": trainer.precision,
-        "seed": trainer.seed,
-    }
-    return settings | loss_settings(trainer.loss)
 
 
 def _history(history: Any) -> list[dict[str, float]]:

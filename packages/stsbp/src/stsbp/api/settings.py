@@ -34,6 +34,9 @@ def plain_settings(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _plain(value: Any) -> Any:
+    if isinstance(value, (list, tuple)) and all(isinstance(part, str) for part in value):
+        # As `freeze` has several names.
+        return ",".join(value)
     if isinstance(value, os.PathLike):
         return os.fsdecode(value)
     return value.item() if isinstance(value, np.generic) else value

@@ -61,6 +61,7 @@ __all__ = [
     "identity_of",
     "import_checkpoint",
     "is_over",
+    "out_of_patience",
     "resumed",
     "stop_on_signals",
     "stop_together",
@@ -251,7 +252,7 @@ def first_state(task: Task, data: Data) -> TrainState:
 def is_over(config: RunConfig, progress: records.ProgressRecord) -> bool:
     """Whether a run with these settings has nothing left to train."""
     best = None if progress.best is None else progress.best.epoch
-    return progress.epoch >= config.epochs or (progress.batch == 0 and _ends_early(config, progress.epoch, best))
+    return progress.epoch >= config.epochs or (progress.batch == 0 and out_of_patience(config, progress.epoch, best))
 
 
 def why_early(config: RunConfig, epoch: int, best: Mapping[str, Any]) -> str:
@@ -262,7 +263,7 @@ def why_early(config: RunConfig, epoch: int, best: Mapping[str, Any]) -> str:
     )
 
 
-def _ends_early(config: RunConfig, epoch: int, best: int | None) -> bool:
+def out_of_patience(config: RunConfig, epoch: int, best: int | None) -> bool:
     """Whether a run ends after its first `epoch` epochs, because epoch number `best` is still the best one."""
     return best is not None and 0 < config.patience <= epoch - best
 
@@ -460,7 +461,7 @@ class _TrainingLoop:
         position = self.next
         best = None if position.best is None else int(position.best["epoch"])
         return position.epoch == self.config.epochs or (
-            position.batch == 0 and _ends_early(self.config, position.epoch, best)
+            position.batch == 0 and out_of_patience(self.config, position.epoch, best)
         )
 
     def remaining(self) -> Iterator[tuple[int, int, Int64]]:
@@ -564,7 +565,7 @@ class _TrainingLoop:
         is_best = position.best is None or _is_better(candidate, position.best)
         # The position keeps the old one until nothing can stop the end of the epoch, which is then repeated.
         best = candidate if position.best is None or is_best else position.best
-        ends_early = number < config.epochs and _ends_early(config, number, best["epoch"])
+        ends_early = number < config.epochs and out_of_patience(config, number, best["epoch"])
         is_last = number == config.epochs or ends_early
         tested = self.has_test and (is_last or (config.test_every > 0 and number % config.test_every == 0))
         test = self.evaluate("test") if tested else None
