@@ -21,6 +21,10 @@ SPIKES = (np.random.default_rng(1).random((7, 40, 5)) < 0.3).astype(np.uint8)
 TARGETS = (np.random.default_rng(2).random((7, 40, 2)) < 0.2).astype(np.uint8)
 
 
+CALLS: Any = package
+"""The calls without their types, for wrong arguments."""
+
+
 @pytest.fixture
 def run(train_tiny: Callable[..., Result], tmp_path: Path) -> package.Run:
     assert train_tiny(tmp_path / "run").exit_code == 0
@@ -74,6 +78,51 @@ def test_reports_and_exports_are_those_of_the_commands(
         run.export("c", tmp_path / "x", dt=1.0)
     with pytest.raises(ConfigError, match=r"export has no option state= .did you mean states"):
         run.export("onnx", tmp_path / "x", state=True)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda run: run.evaluate(tolerances=5), r"tolerances are numbers of steps such as \(0, 1, 2\), got 5"),
+        (lambda run: run.evaluate(tolerances=["a"]), "tolerance"),
+        (lambda run: run.evaluate(batch_size=0), "batch_size is a number of samples, 1 or more, got 0"),
+        (lambda run: run.evaluate(batch_size="5"), "batch_size is a number of samples, 1 or more, got '5'"),
+        (lambda run: run.evaluate(split="tset"), "tset"),
+        (lambda run: run.evaluate(cost=-1.0), "cost"),
+        (lambda run: run.evaluate(seed=-1), "seed"),
+        (lambda run: run.report(samples="no"), "samples is True or False, got 'no'"),
+        (lambda run: run.report(3), "path is a path such as 'runs/digits', got 3"),
+        (lambda run: run.export("nir", "x.nir", dt="a"), "dt= must be a number, got 'a'"),
+        (lambda run: run.export("nir", "x.nir", dt=0.0), "dt= is the duration of a step in seconds"),
+        (lambda run: run.export("nir", "x.nir", pool="max"), "pool= is mean or sum, got 'max'"),
+        (lambda run: run.export("onnx", "x.onnx", states="a"), "states= is True or False, got 'a'"),
+        (lambda run: CALLS.train("digits", overwrite="no", out=run.folder), "overwrite is True or False, got 'no'"),
+        (lambda run: CALLS.train("digits", preset=5), "preset is the name of a published experiment, got 5"),
+        (
+            lambda run: CALLS.save_run(run.network, "x", weights=run.weights, classes=5, steps=3),
+            "classes are the names of the classes, got 5",
+        ),
+        (
+            lambda run: CALLS.save_run(run.network, "x", weights=run.weights, history=5, steps=3),
+            "history is a list of records, or lists by name, got 5",
+        ),
+        (
+            lambda run: CALLS.save_run(run.network, "x", weights=run.weights, history={"a": 5}, steps=3),
+            "history: a is a list of numbers, got 5",
+        ),
+    ],
+)
+def test_wrong_arguments_are_errors_of_the_family(
+    call: Callable[[package.Run], object],
+    message: str,
+    run: package.Run,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(StsbpError, match=message):
+        call(run)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["run"]
 
 
 def test_metrics_are_rows_of_plain_values(run: package.Run) -> None:

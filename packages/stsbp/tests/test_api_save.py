@@ -164,6 +164,20 @@ def test_what_is_no_run_is_refused(
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.parametrize(
+    "history",
+    [
+        [0.5, 0.25],
+        np.array([0.5, 0.25]),
+        {"loss": np.array([0.5, 0.25])},
+        [{"loss": np.float32(x)} for x in (0.5, 0.25)],
+    ],
+)
+def test_numbers_of_a_loop_have_several_forms(history: Any, weights: dict[str, Any], tmp_path: Path) -> None:
+    run = saved(SPEC, tmp_path / "run", weights=weights, history=history)
+    assert [row["history.loss"] for row in run.metrics] == [0.5, 0.25]
+
+
 def test_an_earlier_run_is_replaced_only_on_request(weights: dict[str, Any], tmp_path: Path) -> None:
     saved(SPEC, tmp_path / "run", weights=weights)
     with pytest.raises(FileError, match="is not empty; replace it with overwrite=True"):

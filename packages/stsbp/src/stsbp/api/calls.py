@@ -10,13 +10,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from stsbp_spec.engine.backend import AbstractBackend
 from stsbp_spec.registry import default_backend, open_backend
 from stsbp_spec.validation import shown
 
 from stsbp.errors import ConfigError, understood
 
-__all__ = ["in_python", "limited_threads", "opened", "path_of", "with_keywords"]
+__all__ = ["flag", "in_python", "limited_threads", "opened", "path_of", "with_keywords"]
 
 _OPTION = re.compile(r"(?<![\w/.-])--(no-)?([a-z][a-z0-9-]*)")
 _COMMAND = re.compile(r"\bstsbp [a-z-]+ ")
@@ -71,6 +72,17 @@ def opened(backend: AbstractBackend | str | None, device: str | None) -> Abstrac
     if device is not None:
         raise ConfigError(f"the backend is already open on {backend.device}; leave device out")
     return backend
+
+
+def flag(name: str, value: object) -> bool:
+    """A truth value. A text such as 'no' is none.
+
+    Raises:
+        ConfigError: it is neither True nor False.
+    """
+    if not isinstance(value, (bool, np.bool_)):
+        raise ConfigError(f"{name} is True or False, got {shown(value)}")
+    return bool(value)
 
 
 def path_of(name: str, value: object) -> Path:

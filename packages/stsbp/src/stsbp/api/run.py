@@ -8,10 +8,11 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 from stsbp_spec.engine.backend import AbstractBackend
-from stsbp_spec.validation import shown
+from stsbp_spec.validation import integer, shown
 
-from stsbp.api.calls import in_python, limited_threads, opened, path_of
+from stsbp.api.calls import flag, in_python, limited_threads, opened, path_of
 from stsbp.api.progress import ProgressArgument, reporter_for, warn_caller
 from stsbp.datasets.arrays import ARRAYS, GivenData, given_data
 from stsbp.errors import CheckpointError, ConfigError
@@ -109,9 +110,9 @@ class Run(Trained):
                 on=self._one_of(ARRAYS.name, on) if other is not None else on,
                 data_dir=None if data_dir is None else str(path_of("data_dir", data_dir)),
                 other=None if other is None else other.info,
-                batch_size=batch_size,
+                batch_size=None if batch_size is None else _batch_size(batch_size),
                 tolerance=tolerance,
-                tolerances=None if tolerances is None else tuple(tolerances),
+                tolerances=None if tolerances is None else _steps(tolerances),
                 cost=cost,
                 seed=seed,
             )
@@ -146,7 +147,7 @@ class Run(Trained):
             if samples is None:
                 samples = self.settings.dataset != ARRAYS.name or self.given is not None
             place = None if data_dir is None else str(path_of("data_dir", data_dir))
-            request = ReportRequest(split, place, samples)
+            request = ReportRequest(split, place, flag("samples", samples))
             file = report_path(self.folder, None if path is None else path_of("path", path))
             write_report(self, RunFolder(self.folder), self.checkpoint, file, request, reporter_for(progress))
             return file
@@ -177,6 +178,18 @@ class Run(Trained):
         """Arrays whose classes and counts are those of the run, which they may not contain completely."""
         inputs = self.task.inputs
         return given_data(data, inputs.classes or None, inputs.input_max)
+
+
+def _batch_size(number: object) -> int:
+    if (size := integer(number)) is None or size < 1:
+        raise ConfigError(f"batch_size is a number of samples, 1 or more, got {shown(number)}")
+    return size
+
+
+def _steps(tolerances: object) -> tuple[int, ...]:
+    if isinstance(tolerances, str) or not isinstance(tolerances, (Sequence, np.ndarray)):
+        raise ConfigError(f"tolerances are numbers of steps such as (0, 1, 2), got {shown(tolerances)}")
+    return tuple(tolerances)
 
 
 def opened_run(

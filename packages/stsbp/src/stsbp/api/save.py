@@ -8,6 +8,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
 from stsbp_spec.engine.backend import AbstractBackend
 from stsbp_spec.engine.trainer import Trainer, TrainState
 from stsbp_spec.errors import ShapeError
@@ -16,7 +17,7 @@ from stsbp_spec.networks.spec import NetworkSpec
 from stsbp_spec.typing import Float32
 from stsbp_spec.validation import array_of, listed, real, shown
 
-from stsbp.api.calls import in_python, limited_threads, opened, path_of
+from stsbp.api.calls import flag, in_python, limited_threads, opened, path_of
 from stsbp.api.progress import ProgressArgument, reporter_for
 from stsbp.api.run import Run, opened_run
 from stsbp.api.settings import OF_THE_NETWORK, network_settings, plain_settings
@@ -53,7 +54,9 @@ def save_network(
     """As `stsbp.save_run`."""
     with in_python():
         trained = _trained(network, weights, state, updates)
-        path = path_of("folder", folder)
+        path, overwrite = path_of("folder", folder), flag("overwrite", overwrite)
+        if classes is not None and (isinstance(classes, str) or not isinstance(classes, (Sequence, np.ndarray))):
+            raise ConfigError(f"classes are the names of the classes, got {shown(classes)}")
         run_folder = RunFolder(path)
         _check_place(run_folder, overwrite=overwrite)
         given = None if data is None or isinstance(data, str) else given_data(data, classes)
@@ -262,13 +265,24 @@ def _history(history: Any) -> list[dict[str, float]]:
     """
     if history is None:
         return []
+    history = _plain(history)
+    if not isinstance(history, (Mapping, Sequence)) or isinstance(history, str):
+        raise ConfigError(f"history is a list of records, or lists by name, got {shown(history)}")
     if isinstance(history, Mapping):
-        columns = {str(name): list(values) for name, values in history.items()}
+        columns = {str(name): _plain(values) for name, values in history.items()}
+        for name, values in columns.items():
+            if not isinstance(values, Sequence):
+                raise ConfigError(f"history: {name} is a list of numbers, got {shown(values)}")
         if len({len(values) for values in columns.values()}) > 1:
             raise ConfigError("history: its lists have different lengths; give one number for each record")
         history = [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
     rows = [dict(row) if isinstance(row, Mapping) else {"loss": row} for row in history]
     return [{str(name): _number(name, value) for name, value in row.items()} for row in rows if row]
+
+
+def _plain(history: Any) -> Any:
+    """An array of any library as a list; anything else as it is."""
+    return array_of(history).tolist() if hasattr(history, "__array__") else history
 
 
 def _number(name: object, value: Any) -> float:

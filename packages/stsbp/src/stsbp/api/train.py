@@ -15,7 +15,7 @@ from stsbp_spec.engine.backend import AbstractBackend
 from stsbp_spec.networks.spec import NetworkSpec
 from stsbp_spec.validation import real, shown
 
-from stsbp.api.calls import in_python, limited_threads, opened, path_of
+from stsbp.api.calls import flag, in_python, limited_threads, opened, path_of
 from stsbp.api.progress import ProgressArgument, Stopping, reporter_for
 from stsbp.api.run import Run, opened_run
 from stsbp.api.settings import network_settings, plain_settings
@@ -50,6 +50,7 @@ def train_network(
     """As `stsbp.train`."""
     with in_python():
         _check_alone()
+        overwrite, allow_imports = flag("overwrite", overwrite), flag("allow_imports", allow_imports)
         given = None if data is None or isinstance(data, str) else given_data(data)
         typed = _typed(data, network, given, settings)
         path, again = None if out is None else path_of("out", out), _resumed(resume, out)
@@ -118,6 +119,8 @@ def _resumed(resume: object, out: object) -> str | None:
 
 def _sources(typed: Mapping[str, Any], preset: str | None, config: Any) -> list[SettingsSource]:
     name = "stsbp.train"
+    if not isinstance(preset, (str, type(None))):
+        raise ConfigError(f"preset is the name of a published experiment, got {shown(preset)}")
     if config is None or isinstance(config, (str, os.PathLike)):
         return settings_sources(name, typed, preset, None if config is None else path_of("config", config))
     values = config.model_dump() if isinstance(config, RunConfig) else config

@@ -6,7 +6,7 @@ import importlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from stsbp_spec.validation import shown
+from stsbp_spec.validation import real, shown
 
 from stsbp.errors import ConfigError, did_you_mean
 from stsbp.interop.program import About, program
@@ -32,7 +32,7 @@ OPTIONS = {
 
 
 def check_options(form: str, options: dict[str, Any]) -> None:
-    """Raise `ConfigError` for an unknown format, or an option that it does not have."""
+    """Raise `ConfigError` for an unknown format, an option that it does not have, or a value outside its domain."""
     if form not in FORMS:
         raise ConfigError(f"unknown format {shown(form)}{did_you_mean(str(form), FORMS)}; known: {', '.join(FORMS)}")
     for name in options:
@@ -41,6 +41,18 @@ def check_options(form: str, options: dict[str, Any]) -> None:
             raise ConfigError(f"export has no option {flag}{did_you_mean(name, OPTIONS)}")
         if OPTIONS[name] != form:
             raise ConfigError(f"{flag} is for --to {OPTIONS[name]} alone, got --to {form}")
+        _check_value(flag, name, options[name])
+
+
+def _check_value(flag: str, name: str, value: object) -> None:
+    if name == "dt":
+        if not 1e-12 <= real(flag, value) <= 1e6:
+            raise ConfigError(f"{flag} is the duration of a step in seconds, 1e-12 to 1e6, got {shown(value)}")
+    elif name == "pool":
+        if value not in ("mean", "sum"):
+            raise ConfigError(f"{flag} is mean or sum, got {shown(value)}")
+    elif not isinstance(value, bool):
+        raise ConfigError(f"{flag} is True or False, got {shown(value)}")
 
 
 def export(trained: Trained, name: str, form: str, out: Path, options: dict[str, Any]) -> list[str]:
