@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -66,8 +67,11 @@ def test_reports_and_exports_are_those_of_the_commands(
     page = run.report(tmp_path / "python.html")
     assert stsbp("report", run.folder).exit_code == 0
     assert page.read_bytes() == (tmp_path / "run.html").read_bytes()
-    assert run.export("c", tmp_path / "python") == tmp_path / "python"
-    assert stsbp("export", run.folder, "--to", "c", "--out", tmp_path / "command").exit_code == 0
+    exported = run.export("c", tmp_path / "python")
+    assert (exported.path, os.fspath(exported)) == (tmp_path / "python", str(tmp_path / "python"))
+    printed = stsbp("export", run.folder, "--to", "c", "--out", tmp_path / "command")
+    assert printed.exit_code == 0
+    assert str(exported) == printed.stdout.replace(str(tmp_path / "command"), str(tmp_path / "python")).rstrip()
     names = sorted(path.name for path in (tmp_path / "command").iterdir())
     assert names == sorted(path.name for path in (tmp_path / "python").iterdir())
     for name in names:

@@ -51,7 +51,7 @@ def check_c(run: package.Run, folder: Path, weights: Any) -> None:
     gcc = shutil.which("gcc")
     if gcc is None:
         pytest.skip("there is no gcc")
-    assert run.export("c", folder) == folder
+    assert run.export("c", folder).path == folder
     header = next(folder.glob("*.h"))
     exported: Any = SimpleNamespace(stem=header.stem, header=header.read_text())
     (folder / "main.c").write_text(driver([exported]))

@@ -25,7 +25,26 @@ from stsbp.training.metrics import read_records
 from stsbp.training.run_folder import RunFolder
 from stsbp.training.trained import Trained, load_trained
 
-__all__ = ["Run", "compared", "opened_run", "read_run"]
+__all__ = ["Exported", "Run", "compared", "opened_run", "read_run"]
+
+
+@dataclass(frozen=True)
+class Exported:
+    """A file for other programs, which `Run.export` wrote. It can be used as a path, and `print` shows the lines.
+
+    Attributes:
+        path: the file; for `c`, the folder.
+        lines: what `stsbp export` prints: what was written, and what is different in the other program.
+    """
+
+    path: Path
+    lines: tuple[str, ...]
+
+    def __fspath__(self) -> str:
+        return str(self.path)
+
+    def __str__(self) -> str:
+        return "\n".join(self.lines)
 
 
 @dataclass(frozen=True)
@@ -152,8 +171,9 @@ class Run(Trained):
             write_report(self, RunFolder(self.folder), self.checkpoint, file, request, reporter_for(progress))
             return file
 
-    def export(self, form: str, path: str | os.PathLike[str], **options: Any) -> Path:
-        """Write the network for other programs, as `stsbp export --to FORM` does. Returns the path.
+    def export(self, form: str, path: str | os.PathLike[str], **options: Any) -> Exported:
+        """Write the network for other programs, as `stsbp export --to FORM` does. Returns the path, and what is
+        different in the other program.
 
         Args:
             form: `c`, `onnx` or `nir`.
@@ -166,8 +186,7 @@ class Run(Trained):
         """
         with in_python():
             file = path_of("path", path)
-            export(self, self.folder.absolute().name, form, file, options)
-            return file
+            return Exported(file, tuple(export(self, self.folder.absolute().name, form, file, options)))
 
     def _one_of(self, name: str, on: str | None) -> str:
         if on is not None:
