@@ -736,22 +736,16 @@ class Sequential(torch.nn.Sequential):
         """The sequence as a network, for `stsbp.save_run`: the same spikes, from the inputs as bytes.
 
         Raises:
-            NetworkError: a layer has no place in a network, the inputs are neither spikes nor images of bytes, or the
-                last layer is no `SpikingLinear`.
+            NetworkError: the inputs are neither spikes nor images of bytes, or the last layer is no `SpikingLinear`.
         """
         layers: list[Layer] = []
-        for place, layer in enumerate(self):
+        for layer in self:
             if isinstance(layer, _Spiking):
                 layers.append(SpikingLayer(layer.synapse, layer.lif.neuron))
             elif isinstance(layer, _SpikeOperation):
                 layers.append(layer.op)
             elif isinstance(layer, torch.nn.Dropout):
                 layers.append(Dropout(layer.p))
-            elif not isinstance(layer, _PLAIN):
-                raise NetworkError(
-                    f"layer {place}, {type(layer).__name__}, has no weights in front of it, which neurons of a network "
-                    "need; use SpikingLinear or SpikingConv2d"
-                )
         inputs = self._inputs
         if inputs.exponent == 8 and inputs.maximum <= 1 and inputs.pending is None:
             return NetworkSpec(inputs.shape, tuple(layers), "direct")
