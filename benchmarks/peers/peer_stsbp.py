@@ -64,6 +64,7 @@ class StsbpNetwork:
     def set_rate(self, lr: float) -> None:
         """Set the learning rate of the next updates."""
         trainer = self.task.trainer
+        assert isinstance(trainer.optimizer, AdamW)  # the peers' optimiser too
         trainer.optimizer = dataclasses.replace(trainer.optimizer, lr=lr, total_steps=None, warmup_steps=0)
 
     def classes(self) -> list[int]:
