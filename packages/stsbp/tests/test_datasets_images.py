@@ -178,7 +178,9 @@ class TestImageFolder:
         _tree(root / "train")
         _tree(root / "test")
         (root / "test" / "cat" / "0.tiff").touch()
-        assert _load(root, tmp_path).notes[-1].startswith(f"left out of {root / 'test'}: files: 1 .tiff; only")
+        *_, note_of_test, note_beside = _load(root, tmp_path).notes
+        assert note_of_test.startswith(f"left out of {root / 'test'}: files: 1 .tiff; only")
+        assert note_beside.startswith(f"left out of {root}: folders with images: cat, dog; the samples are those in")
         (tmp_path / "9" / "fish").mkdir(parents=True)
         _tree(tmp_path / "9", ("cat",))
         with pytest.raises(DataError, match=r"1 class folders.*left out of .*9: folders without images: fish"):

@@ -470,6 +470,11 @@ def _absolute(key: str, value: str) -> str:
         absolute_path = prefix + os.path.abspath(path.expanduser())
     except RuntimeError as error:
         raise ConfigError(f"cannot find {path}: {error}") from error
+    except FileNotFoundError as error:
+        # Only the working folder itself can be missing here: the path need not exist.
+        raise ConfigError(
+            f"cannot find {path}: the working folder does not exist any more; change to another one"
+        ) from error
     # A relative path can be stored even if the name of the working folder is not valid UTF-8 and cannot.
     return absolute_path if _is_unicode(absolute_path) else value
 
@@ -571,7 +576,8 @@ _STRING_OR_COMMENT = re.compile(
 
 def _read_text(path: Path | str, kind: str) -> str:
     try:
-        return read_regular(Path(path), _LARGEST_TOML).decode("utf-8")
+        # Some editors put a byte order mark before the text.
+        return read_regular(Path(path), _LARGEST_TOML).decode("utf-8-sig")
     except FileNotFoundError:
         raise ConfigError(f"there is no {kind} {path}") from None
     except OSError as error:

@@ -67,7 +67,7 @@ class AbstractBackend(Operations[Array]):
         """
         return 0, 0
 
-    # Derived from the pairs. A backend may override these methods with faster ones.
+    # Derived from the operations above. A backend may override these methods with faster ones.
     def value_and_grad(
         self,
         network: NetworkSpec,

@@ -11,7 +11,7 @@ import functools
 import hashlib
 import os
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple, Protocol, TypeGuard, runtime_checkable
@@ -43,6 +43,7 @@ __all__ = [
     "content_of",
     "cut_test",
     "hold_out",
+    "ignored_files",
     "left_out",
     "lengths_of",
     "names_unreadable",
@@ -471,6 +472,15 @@ class Skipped(NamedTuple):
 
     path: str
     reason: str
+
+
+def ignored_files(folder: Path, names: Iterable[str], rule: str) -> tuple[str, ...]:
+    """A note of files that look like samples, but are not read because of their names; none if there are none."""
+    sorted_names = sorted(names)
+    if not sorted_names:
+        return ()
+    files = "1 file" if len(sorted_names) == 1 else f"{len(sorted_names):,} files"
+    return (f"left out of {folder}: {files}, such as {sorted_names[0]}; {rule}",)
 
 
 def left_out(skipped: Sequence[Skipped], plural: str) -> list[str]:

@@ -27,6 +27,7 @@ from stsbp.datasets.base import (
     Skipped,
     Subset,
     cut_test,
+    ignored_files,
     left_out,
     names_unreadable,
 )
@@ -72,8 +73,9 @@ def _name(path: Path) -> _Name | None:
     return None if match is None else _Name(int(match[1]), match[2], int(match[3]))
 
 
-def _files(data_dir: Path | None) -> tuple[Path, list[tuple[str, _Name]]]:
-    """The folder of the recordings, and its files with the information in their names, sorted by that."""
+def _files(data_dir: Path | None) -> tuple[Path, list[tuple[str, _Name]], tuple[str, ...]]:
+    """The folder of the recordings, its files with the information in their names, sorted by that, and a note of other
+    sounds."""
     if data_dir is None:
         raise DataError(
             "fsdd needs a data folder: name with --data-dir or STSBP_DATA the one that holds "
@@ -89,7 +91,10 @@ def _files(data_dir: Path | None) -> tuple[Path, list[tuple[str, _Name]]]:
         named = [(path.name, _name(path)) for path in folder.iterdir()] if folder.is_dir() else []
         recordings = [(file, name) for file, name in named if name is not None]
         if recordings:
-            return folder, sorted(recordings, key=lambda pair: (pair[1].speaker, pair[1].digit, pair[1].number))
+            by_speaker = sorted(recordings, key=lambda pair: (pair[1].speaker, pair[1].digit, pair[1].number))
+            other_sounds = (file for file, name in named if name is None and file.lower().endswith(".wav"))
+            rule = "only names of the form <digit>_<speaker>_<number>.wav, with a speaker of letters, are read"
+            return folder, by_speaker, ignored_files(folder, other_sounds, rule)
     archive = data_dir / "fsdd.tar.xz"
     advice = f"; unpack {archive} there" if archive.is_file() else f"; fetch the recordings from {_HOME}"
     sounds = (path for pattern in ("*.wav", "*/*.wav") for path in data_dir.glob(pattern))
@@ -252,7 +257,7 @@ def load(request: Request) -> Dataset:
     Raises:
         DataError: the data folder has no recordings, a recording is malformed, or an option has an invalid value.
     """
-    folder, files = _files(request.data_dir)
+    folder, files, ignored = _files(request.data_dir)
     cochlea = Cochlea(places=_channels(request))
     speakers = sorted({name.speaker for _, name in files})
     left_out_speaker = request.options.get("without")
@@ -276,7 +281,8 @@ def load(request: Request) -> Dataset:
             for name in names
         ]
     )
-    notes = [f"{len(samples):,} recordings of {len(speakers)} speakers, from {folder}"]
+    speaker_count = "1 speaker" if len(speakers) == 1 else f"{len(speakers)} speakers"
+    notes = [f"{len(samples):,} recordings of {speaker_count}, from {folder}", *ignored]
     train, test = (Subset(samples, np.flatnonzero(mask)) for mask in (~is_test, is_test))
     test_description = (
         f"recordings {TEST[0]} to {TEST[-1]} of each speaker and digit"

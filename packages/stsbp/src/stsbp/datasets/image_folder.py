@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import itertools
 import re
 import warnings
 import zlib
@@ -314,6 +315,20 @@ def _not_read(root: Path, classes: Sequence[str]) -> tuple[str, ...]:
     return (f"left out of {root}: {'; '.join(parts)}; {rule}",) if parts else ()
 
 
+def _beside_train(root: Path) -> tuple[str, ...]:
+    """A note of the folders with images beside `root/train` and `root/test`; none if there are none."""
+    names = sorted(
+        folder.name
+        for folder in root.iterdir()
+        if folder.is_dir()
+        and not folder.name.startswith(".")
+        and folder.name not in ("train", "test")
+        and any(map(_is_image, itertools.chain(folder.glob("*"), folder.glob("*/*"))))
+    )
+    rule = f"the samples are those in {root / 'train'}, and the test samples those in {root / 'test'} if it exists"
+    return (f"left out of {root}: folders with images: {listed(names)}; {rule}",) if names else ()
+
+
 def _is_image(path: Path) -> bool:
     return path.suffix.lower() in SUFFIXES and not path.name.startswith(".")
 
@@ -426,6 +441,8 @@ def load(request: Request) -> Dataset:
         train, test = cut_test(train_images, max(1, round(_TEST_SHARE * len(train_images))), request)
         if not request.train_only:
             notes.append(f"{len(test)} of them held out as test samples (split seed {request.seed})")
+    if split_folders:
+        notes += _beside_train(root)
     notes += left_out(skipped, "images")
     return Dataset(request.name, "direct", train_images.shape, classes, train, test, tuple(notes), skipped)
 

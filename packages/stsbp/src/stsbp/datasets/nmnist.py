@@ -28,6 +28,7 @@ from stsbp.datasets.base import (
     Skipped,
     Split,
     cut_test,
+    ignored_files,
     left_out,
     names_unreadable,
 )
@@ -152,6 +153,14 @@ def _files(folder: Path) -> list[str]:
     ]
 
 
+def _ignored(folder: Path) -> tuple[str, ...]:
+    """A note of recordings in the folder of a split whose names are not those of N-MNIST."""
+    read = set(_files(folder))
+    names = (path.relative_to(folder).as_posix() for path in folder.glob("*/*") if path.suffix.lower() == ".bin")
+    rule = "only files <class 0 to 9>/<id>.bin are read"
+    return ignored_files(folder, (name for name in names if name not in read), rule)
+
+
 def _download(data_dir: Path) -> None:
     """Download both splits with tonic. They are checked by md5, and `zipfile` keeps all names inside the folder."""
     source = _tonic().datasets.NMNIST
@@ -233,15 +242,15 @@ def load(request: Request) -> Dataset:
         )
     if request.only_test and (root / "Test").is_dir():
         test, skipped = _load_split(root / "Test", request)
-        notes = [_count_note("Test", len(test), root), *left_out(skipped, "recordings")]
+        notes = [_count_note("Test", len(test), root), *_ignored(root / "Test"), *left_out(skipped, "recordings")]
         return Dataset("nmnist", "events", request.binning.shape, CLASSES, test, test, tuple(notes), skipped)
     train_recordings, skipped = _load_split(root / "Train", request)
-    notes = [_count_note("Train", len(train_recordings), root)]
+    notes = [_count_note("Train", len(train_recordings), root), *_ignored(root / "Train")]
     train: Split = train_recordings
     if (root / "Test").is_dir() and request.wants_own_test:
         test, test_skipped = _load_split(root / "Test", request)
         skipped += test_skipped
-        notes.append(_count_note("Test", len(test), root))
+        notes += [_count_note("Test", len(test), root), *_ignored(root / "Test")]
     else:
         train, test = cut_test(train_recordings, DEFAULT_HOLDOUT, request)
         reason = "as asked" if not request.wants_own_test else "there is no Test folder"

@@ -209,7 +209,7 @@ def _folder(option: str, path: Path | str | None) -> Path | None:
     except TypeError as error:
         raise DataError(f"{option} is the path of a folder, got {shown(path)}") from error
     if "\0" in str(folder):
-        raise DataError(f"{option} is the path of a folder, which has no zero byte, got {shown(path)}")
+        raise DataError(f"{option} is the path of a folder, which has no zero byte, got {shown(str(path))}")
     return folder
 
 

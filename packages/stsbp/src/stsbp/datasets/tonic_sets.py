@@ -306,6 +306,16 @@ def _is_of_reader(error: BaseException) -> bool:
     return isinstance(error, Exception) or type(error).__name__ == "PanicException"
 
 
+def _damage(error: BaseException) -> str:
+    """What is wrong with a file, from an error of a library that reads it."""
+    if isinstance(error, FloatingPointError):
+        return "a time or another number is too large for the type in which the file stores it"
+    if "allow_pickle" in str(error):
+        return "it contains pickled objects, which are never unpacked"
+    # The library's words help those who know its format. The sentence around them says that the file is at fault.
+    return f"it is damaged, or has another format than this data set ({type(error).__name__}: {error})"
+
+
 @contextlib.contextmanager
 def _quiet(class_name: str) -> Iterator[None]:
     """Hide what the reader of .aedat4 files, in a class of tonic, prints about a damaged file before its error."""
@@ -406,7 +416,7 @@ def _load_part(tonic_class: Any, part: str, request: Request) -> _PartFrames:
                 if not _is_of_reader(error):
                     raise
                 sample_name = str(Path(source.data[k]).relative_to(data_folder)) if named else f"{part} sample {k}"
-                reason = f"{error}" if isinstance(error, DataError | SpecError) else f"{type(error).__name__}: {error}"
+                reason = f"{error}" if isinstance(error, DataError | SpecError) else _damage(error)
                 if not request.skip_malformed:
                     raise DataError(f"{data_folder / sample_name}: {reason}") from error
                 writer.skip(sample_name, reason)

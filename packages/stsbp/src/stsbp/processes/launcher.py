@@ -152,6 +152,11 @@ def launch(arguments: Sequence[str], size: int, threads: int = 0) -> int:
     """
     if sys.platform == "win32":
         raise ConfigError("--processes starts processes on Linux and macOS; elsewhere start them with torchrun")
+    try:
+        os.getcwd()
+    except FileNotFoundError as error:
+        # The libraries of the started processes would end with messages of their own.
+        raise ConfigError("the working folder does not exist any more; change to another one") from error
     threads_each = threads or max(1, thread_count() // size)
     port = int(master_port) if (master_port := os.environ.get("MASTER_PORT", "")).isdecimal() else free_port()
     children: list[_Child] = []

@@ -43,7 +43,7 @@ _IN_A_ROW = 16
 """Numbers per row of a table."""
 
 
-_NAMES = """
+_RESERVED_NAMES = """
     aio aliases alloca ansi ar argp argz assert byteswap complex conio cpio crypt ctype direct dirent dlfcn elf endian
     envlock envz err errno error execinfo fastmath fcntl features fenv float fmtmsg fnmatch fstab fts ftw gconv getopt
     glob grp gshadow iconv ieee754 ieeefp ifaddrs inttypes io iso646 langinfo lastlog libgen libintl limits link linux
@@ -57,11 +57,10 @@ _NAMES = """
     backtrace cet corecrt cpuid crtdbg crtdefs gcov intrin mm3dnow mm_malloc omp openacc quadmath sal vadefs
     arm_acle arm_cde arm_cmse arm_fp16 arm_mve arm_neon arm_sve riscv_vector
 
-
     aux con nul prn com1 com2 com3 com4 com5 com6 com7 com8 com9 lpt1 lpt2 lpt3 lpt4 lpt5 lpt6 lpt7 lpt8 lpt9
 """
-_TAKEN = frozenset(_NAMES.split())
-"""Headers of C libraries and POSIX, headers of compilers, words of C, and names that files cannot have on Windows."""
+_TAKEN = frozenset(_RESERVED_NAMES.split())
+"""Headers of C libraries and POSIX, headers of compilers, and names that files cannot have on Windows."""
 
 
 def _is_taken(name: str) -> bool:
