@@ -378,14 +378,14 @@ class RunConfig(BaseModel):
     @classmethod
     def _model(cls, text: str, info: ValidationInfo) -> str:
         if text:
-            own = OWN[str(info.field_name).removesuffix("_model")].from_text(text)
+            user_object = OWN[str(info.field_name).removesuffix("_model")].from_text(text)
             # A variable that does not exist is only noticed where the equations are put together.
-            if isinstance(own, NeuronModel):
-                neuron_equations(own.psp.filter(), own)
-            elif isinstance(own, Loss):
-                loss_equations(own)
+            if isinstance(user_object, NeuronModel):
+                neuron_equations(user_object.psp.filter(), user_object)
+            elif isinstance(user_object, Loss):
+                loss_equations(user_object)
             else:
-                surrogates.equation(own)
+                surrogates.equation(user_object)
         return text
 
     @field_validator("net")
@@ -574,12 +574,12 @@ _STRING_OR_COMMENT = re.compile(
 """Texts and comments of TOML. A text that does not end is an error, so it may extend to the end of the file here."""
 
 
-def _read_text(path: Path | str, kind: str) -> str:
+def _read_text(path: Path | str, description: str) -> str:
     try:
         # Some editors put a byte order mark before the text.
         return read_regular(Path(path), _LARGEST_TOML).decode("utf-8-sig")
     except FileNotFoundError:
-        raise ConfigError(f"there is no {kind} {path}") from None
+        raise ConfigError(f"there is no {description} {path}") from None
     except OSError as error:
         raise ConfigError(f"cannot read {path}: {error.strerror or error}") from error
     except UnicodeDecodeError as error:
@@ -595,13 +595,13 @@ def read_toml(path: Path) -> SettingsSource:
     text = _read_text(path, "configuration file")
     # Refuse texts for which tomllib needs too much time, memory or depth. Settings are never nested.
     # Python's splitlines() knows ends of lines that TOML does not have.
-    bare = _STRING_OR_COMMENT.sub(lambda removed: "\n" * removed[0].count("\n"), text).split("\n")
-    for number, line in enumerate(bare, 1):
+    stripped_lines = _STRING_OR_COMMENT.sub(lambda removed: "\n" * removed[0].count("\n"), text).split("\n")
+    for number, line in enumerate(stripped_lines, 1):
         if line.count(".") > _MOST_DOTS:
             raise ConfigError(
                 f"{path} is not a file of settings: line {number} has a key of more than {_MOST_DOTS} parts"
             )
-    if sum(line.count("[") + line.count("{") for line in bare) > _MOST_BRACKETS:
+    if sum(line.count("[") + line.count("{") for line in stripped_lines) > _MOST_BRACKETS:
         raise ConfigError(f"{path} is not a file of settings: it has more than {_MOST_BRACKETS} lists and tables")
     try:
         return SettingsSource(str(path), tomllib.loads(text), is_file=True)
@@ -668,14 +668,18 @@ def resolve(sources: Sequence[SettingsSource], *, with_preset: bool = True) -> R
     origin: dict[str, str] = {}
     for source in sources:
         for key in source.values:
-            for following in _FOLLOWING.get(key, ()):
-                merged.pop(following, None)
+            for dependent in _FOLLOWING.get(key, ()):
+                merged.pop(dependent, None)
         for key, value in source.values.items():
             merged[key], origin[key] = value, source.name
         # A later source may remove the class, so it would never be read.
         for setting, user_class in OWN.items():
-            named = merged.get(setting, RunConfig.model_fields[setting].default)
-            if source.values.get(user_class.model) and isinstance(named, str) and not user_class.names_a_class(named):
+            class_name = merged.get(setting, RunConfig.model_fields[setting].default)
+            if (
+                source.values.get(user_class.model)
+                and isinstance(class_name, str)
+                and not user_class.names_a_class(class_name)
+            ):
                 raise ConfigError(
                     f"{source.name}: {user_class.model} stores a class, but {setting} does not name one; leave "
                     f"{user_class.model} out"
@@ -684,10 +688,10 @@ def resolve(sources: Sequence[SettingsSource], *, with_preset: bool = True) -> R
         config = RunConfig(**merged)
     except ValidationError as error:
         problems = error.errors()[:_MOST_PROBLEMS]
-        lines = [_explain(problem, origin) for problem in problems]
+        explanations = [_explain(problem, origin) for problem in problems]
         if any(problem["type"] == "extra_forbidden" for problem in problems):
-            lines.append(f"known settings: {', '.join(RunConfig.model_fields)}")
-        raise ConfigError("\n".join(lines)) from None
+            explanations.append(f"known settings: {', '.join(RunConfig.model_fields)}")
+        raise ConfigError("\n".join(explanations)) from None
     try:
         config.label_code.sequences(2, config.steps)
     except ValueError as error:
@@ -712,20 +716,20 @@ def check_imports(config: RunConfig, sources: Sequence[SettingsSource]) -> None:
         ConfigError: a file names the class of a setting. The message names the file and the module.
     """
     for setting, user_class in OWN.items():
-        named = getattr(config, setting)
+        class_name = getattr(config, setting)
         source = next((source for source in reversed(sources) if setting in source.values), None)
         if (
             source is None
             or not source.is_file
-            or not user_class.names_a_class(named)
+            or not user_class.names_a_class(class_name)
             or getattr(config, user_class.model)
         ):
             continue
-        flag, module = f"--{setting}", shown(named.strip().partition(":")[0])
+        flag, module = f"--{setting}", shown(class_name.strip().partition(":")[0])
         raise ConfigError(
-            f"{source.name}: {setting} = {to_toml_value(named)} names a class of the module {module}. stsbp does not "
-            "import modules that only a file of settings names, because an import runs the code of the module. If you "
-            f"trust {module}, name the class in the option {flag}, or add --allow-imports"
+            f"{source.name}: {setting} = {to_toml_value(class_name)} names a class of the module {module}. "
+            "stsbp does not import modules that only a file of settings names, because an import runs the code of the "
+            f"module. If you trust {module}, name the class in the option {flag}, or add --allow-imports"
         )
 
 
@@ -737,19 +741,19 @@ def _explain(problem: Any, origin: Mapping[str, str]) -> str:
         hint = did_you_mean(_ALIASES.get(key, key).replace("-", "_"), RunConfig.model_fields)
         return f"{source_name}: unknown setting {key!r}{hint}"
     cause = problem.get("ctx", {}).get("error")
-    allowed = str(cause) if cause is not None else str(problem["msg"])
-    allowed = allowed[:1].lower() + allowed[1:].replace("Input should", "input should")
+    requirement = str(cause) if cause is not None else str(problem["msg"])
+    requirement = requirement[:1].lower() + requirement[1:].replace("Input should", "input should")
     if problem["type"] == "literal_error" and isinstance(input_value, str):
-        allowed += did_you_mean(input_value, get_args(RunConfig.model_fields[key].annotation))
+        requirement += did_you_mean(input_value, get_args(RunConfig.model_fields[key].annotation))
     # Show an empty text in a visible form.
     try:
-        written = to_toml_value(input_value)
+        value_text = to_toml_value(input_value)
     except (ValueError, RecursionError):
         # An integer with too many digits.
-        written = shown(input_value)
-    text = (input_value if str(input_value).strip() else repr(input_value)) if source_name == "command line" else ""
-    named = f"{flag} {text}" if source_name == "command line" else f"{source_name}: {key} = {written}"
-    return f"{named}: {allowed}"
+        value_text = shown(input_value)
+    if source_name == "command line":
+        return f"{flag} {input_value if str(input_value).strip() else repr(input_value)}: {requirement}"
+    return f"{source_name}: {key} = {value_text}: {requirement}"
 
 
 def differences(config: RunConfig, changes: Mapping[str, Any]) -> list[str]:

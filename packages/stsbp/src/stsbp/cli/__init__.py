@@ -128,11 +128,11 @@ class _Commands(click.Group):
         with formatter.section("Commands"):
             formatter.write_dl(list(COMMANDS.items()))
 
-    def make_context(self, info_name: str | None, args: list[str], *more: Any, **named: Any) -> click.Context:
-        typed = tuple(args)
+    def make_context(self, info_name: str | None, args: list[str], *arguments: Any, **options: Any) -> click.Context:
+        typed_words = tuple(args)
         with _legible():
-            ctx = super().make_context(info_name, args, *more, **named)
-        ctx.meta[TYPED] = typed
+            ctx = super().make_context(info_name, args, *arguments, **options)
+        ctx.meta[TYPED] = typed_words
         return ctx
 
     def invoke(self, ctx: click.Context) -> Any:

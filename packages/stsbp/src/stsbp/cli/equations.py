@@ -60,7 +60,7 @@ def command(name: str, language: str) -> None:
     - cuda: kernels of CuPy
     - c: exported C
     """
-    subject = _named(name)
+    subject = _subject_of(name)
     # The code of a user-defined class may fail.
     with calling(f"the equations of {shown(name)} cannot be written"):
         recurrences = _recurrences(subject)
@@ -70,23 +70,23 @@ def command(name: str, language: str) -> None:
         say(f"warning: {flush}", err=True)
 
 
-def _named(name: str) -> NeuronModel | Surrogate | Loss | list[Recurrence]:
+def _subject_of(name: str) -> NeuronModel | Surrogate | Loss | list[Recurrence]:
     """The model, surrogate or loss called NAME, or the recurrences of something else."""
-    first = name.split(":")[0]
+    model_name = name.split(":")[0]
     if names_a_class(name, {**NEURONS, **SURROGATES}):
         cls: type[Any] = imported(name, (NeuronModel, Surrogate, Loss), "neuron model, surrogate or loss")
         if issubclass(cls, Loss):
             return parse_loss(name)
         return parse_surrogate(name, foreign=True) if issubclass(cls, Surrogate) else parse_neuron(name, {})
-    if first in NEURONS:
+    if model_name in NEURONS:
         return parse_neuron(name, {})
-    if first in SURROGATES:
+    if model_name in SURROGATES:
         return parse_surrogate(name)
     if name in LOSSES:
         return LOSSES[name]
     if name == "filter":
-        alone = filter_equations(PSP().filter())
-        return [alone.forward, alone.backward]
+        filter_recurrences = filter_equations(PSP().filter())
+        return [filter_recurrences.forward, filter_recurrences.backward]
     if name in OPTIMIZERS:
         scalars = OPTIMIZERS[name]().scalars(0, np.float32(1))
         return [scalars.update, scalars.learned_update]
@@ -102,7 +102,7 @@ def _recurrences(subject: NeuronModel | Surrogate | Loss | list[Recurrence]) -> 
     if isinstance(subject, Surrogate):
         return [equation(subject)]
     if isinstance(subject, NeuronModel):
-        both = neuron_equations(PSP().filter(), subject)
-        return [both.forward, both.backward]
+        recurrences = neuron_equations(PSP().filter(), subject)
+        return [recurrences.forward, recurrences.backward]
     passes = loss_equations(subject)
     return [passes.backward] if passes.forward is None else [passes.forward, passes.backward]

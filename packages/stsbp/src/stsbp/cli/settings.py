@@ -99,20 +99,20 @@ def settings(
     command_defaults = defaults or {}
     for name in reversed([name for names in SECTIONS.values() for name in names]):
         field = RunConfig.model_fields[name]
-        flag, kind = "--" + name.replace("_", "-"), field.annotation
+        flag, annotation = "--" + name.replace("_", "-"), field.annotation
         flags = (flag, *_ALSO.get(name, ()))
         default = command_defaults.get(name, field.default)
-        shown = f"{field.description}  [default: {default}]" if default != "" else field.description
-        attributes: dict[str, Any] = {"help": shown, "hidden": name in hidden}
-        if kind is bool:
+        help_text = f"{field.description}  [default: {default}]" if default != "" else field.description
+        attributes: dict[str, Any] = {"help": help_text, "hidden": name in hidden}
+        if annotation is bool:
             option = click.option(f"{flag}/--no-{flag[2:]}", name, default=None, **attributes)
         elif name == "freeze":
             option = click.option(flag, name, metavar="NAME", multiple=True, callback=_joined, **attributes)
         elif name == "loss":
             option = click.option(flag, name, type=_LossType(list(OWN[name].spec_names)), **attributes)
-        elif choices := get_args(kind):
+        elif choices := get_args(annotation):
             option = click.option(flag, name, type=Choice(choices), **attributes)
         else:
-            option = click.option(*flags, name, type=kind, shell_complete=_COMPLETE.get(name), **attributes)
+            option = click.option(*flags, name, type=annotation, shell_complete=_COMPLETE.get(name), **attributes)
         function = option(function)
     return function

@@ -145,11 +145,11 @@ class Experiment:
             if _SEED.fullmatch(path_of_seed.name) and path_of_seed.is_dir()
         ]
 
-    def clear(self, within: OpenFolder) -> None:
+    def clear(self, parent: OpenFolder) -> None:
         """Remove the existing runs, and nothing else.
 
         Args:
-            within: the folder of the experiment, which is kept open.
+            parent: the folder of the experiment, which is kept open.
 
         Raises:
             FileError: a file cannot be removed, a run's folder contains other files, or another process trains in one.
@@ -159,12 +159,12 @@ class Experiment:
         for folder in folders:
             folder.own_files()
         for folder in folders:
-            with folder.lock(within):
+            with folder.lock(parent):
                 folder.clear()
         try:
             for path in (self.json, self.table):
                 with contextlib.suppress(FileNotFoundError):
-                    within.remove(path.name)
+                    parent.remove(path.name)
         except OSError as error:
             raise FileError(f"cannot clear {self.path}: {error.strerror or error}") from error
 
@@ -188,7 +188,7 @@ class Experiment:
         return RunFolder(self.path / f"seed-{seed}")
 
     def results(
-        self, backend: AbstractBackend, stop: StopRequest, within: OpenFolder | None, group: Group | None = None
+        self, backend: AbstractBackend, stop: StopRequest, parent: OpenFolder | None, group: Group | None = None
     ) -> Iterator[dict[str, Any]]:
         """Train each seed, or continue where it was stopped. Yields the results of each seed when it is finished.
 
@@ -197,7 +197,7 @@ class Experiment:
         Args:
             backend: the backend that computes.
             stop: a request to stop.
-            within: the folder of the experiment, which is kept open. If it was removed, no further run is begun. With
+            parent: the folder of the experiment, which is kept open. If it was removed, no further run is begun. With
                 several processes, only rank 0 passes the folder. The others pass None, and get no results.
             group: the processes that compute together; None: only this one.
 
@@ -206,13 +206,13 @@ class Experiment:
         """
         group = Group() if group is None else group
         network = build_network(self.config, self.data.inputs)
-        stored_results = _stored_results(self.json, network, self.data.inputs) if within is not None else {}
+        stored_results = _stored_results(self.json, network, self.data.inputs) if parent is not None else {}
         for number, seed in enumerate(self.seeds, 1):
             folder = self.folder(seed)
-            reported = None if within is None else self.reported(folder)
+            reported = None if parent is None else self.reported(folder)
             if reported is not None:
                 # A run that was killed just when it ended may have left its previous checkpoint. Remove it.
-                with folder.lock(within, make=False):
+                with folder.lock(parent, make=False):
                     for name in ("last", "best"):
                         checkpoint.remove_leftovers(folder.files, name)
             is_known = (
@@ -236,12 +236,12 @@ class Experiment:
                         "their digest; they are measured again"
                     )
                 if not is_over:
-                    with folder.lock(within) if within is not None else contextlib.nullcontext():
+                    with folder.lock(parent) if parent is not None else contextlib.nullcontext():
                         _train(task, self.data, folder, show, stop)
-                if within is not None and reported is None:
+                if parent is not None and reported is None:
                     reported = self.reported(folder)
                     if reported is None:
-                        within.check()
+                        parent.check()
                         raise CheckpointError(
                             f"{folder.path} was removed or replaced just after its run ended; put it back, or run "
                             f"{same_command(sys.argv)} again to train that seed anew"
@@ -332,18 +332,18 @@ def _figures(
     None in processes other than rank 0, which have not read the checkpoint.
     """
 
-    def between(done: int) -> None:
-        show.loading("evaluating test", done, len(data.test))
+    def on_progress(samples_done: int) -> None:
+        show.loading("evaluating test", samples_done, len(data.test))
         stop_together(stop, task.group, clock=False)
 
     state = _shared_state(task, folder, reported)
-    test = evaluate(task, state, data.test, task.config.batch_size, between)
+    test = evaluate(task, state, data.test, task.config.batch_size, on_progress)
     if reported is None:
         return None
-    lines = read_records(folder.path, task.config, show.warn)
-    evaluations = [r for r in lines if r["kind"] == "evaluation" and _has_layers(r, task.network, task.inputs)]
+    entries = read_records(folder.path, task.config, show.warn)
+    evaluations = [r for r in entries if r["kind"] == "evaluation" and _has_layers(r, task.network, task.inputs)]
     tests = [r for r in evaluations if r["split"] == "test"]
-    seconds = [r["seconds"] for r in lines if r["kind"] == "epoch"]
+    seconds = [r["seconds"] for r in entries if r["kind"] == "epoch"]
     last_epoch = checkpoint.recorded_of(checkpoint.described(folder.path, "last"), folder.path).epoch
     if not tests or tests[-1]["epoch"] != last_epoch or not seconds:
         raise CheckpointError(

@@ -57,7 +57,7 @@ def document(
     """
     settings, preset_settings, data = experiment.config.model_dump(), base.model_dump(), experiment.data
     starts = [start for seed in experiment.seeds for start in experiment.folder(seed).starts()]
-    read = {block.name: network.graph.projections_to(block.population) for block in network.blocks}
+    projections_read = {block.name: network.graph.projections_to(block.population) for block in network.blocks}
     changed = [key for key in settings if key not in _NOT_SHOWN and settings[key] != preset_settings[key]]
     return {
         "format": FORMAT,
@@ -76,11 +76,12 @@ def document(
         "network": {
             "notation": str(network),
             "multiply_adds": {
-                name: sum(projection.multiply_adds for projection in weights) for name, weights in read.items()
+                name: sum(projection.multiply_adds for projection in weights)
+                for name, weights in projections_read.items()
             },
             "pixels": {
                 name: sum(projection.multiply_adds for projection in weights if projection.input.static)
-                for name, weights in read.items()
+                for name, weights in projections_read.items()
                 if any(projection.input.static for projection in weights)
             },
         },
@@ -134,11 +135,11 @@ def _spread(values: Sequence[float]) -> dict[str, float | None]:
 def markdown(experiment: dict[str, Any]) -> str:
     """A result of `document` as Markdown text."""
     parts = [f"# {experiment['experiment']} on {experiment['settings']['dataset']}"]
-    done, requested_seeds = {result["seed"] for result in experiment["seeds"]}, experiment["asked"]
-    if missing := [seed for seed in requested_seeds if seed not in done]:
+    finished_seeds, requested_seeds = {result["seed"] for result in experiment["seeds"]}, experiment["asked"]
+    if missing := [seed for seed in requested_seeds if seed not in finished_seeds]:
         parts.append(
-            f"**{len(done)} of {len(requested_seeds)} seeds are done**, {', '.join(map(str, missing))} not yet. "
-            f"Run {same_command(experiment['command'])} to continue."
+            f"**{len(finished_seeds)} of {len(requested_seeds)} seeds are done**, {', '.join(map(str, missing))} not "
+            f"yet. Run {same_command(experiment['command'])} to continue."
         )
     if experiment["summary"] is not None:
         parts += [_main_table(experiment), _selection(experiment), _seed_table(experiment), _layer_table(experiment)]
@@ -147,17 +148,17 @@ def markdown(experiment: dict[str, Any]) -> str:
 
 
 def _rows(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    lines = [header, ["---"] * len(header), *rows]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    rows_with_header = [header, ["---"] * len(header), *rows]
+    return "\n".join(f"| {' | '.join(row)} |" for row in rows_with_header)
 
 
-def _shown(spread: dict[str, Any], *, percent: bool) -> str:
+def _spread_text(spread: dict[str, Any], *, percent: bool) -> str:
     scale, digits, unit = (100, 2, " %") if percent else (1, 4, "")
     mean = f"{scale * spread['mean']:.{digits}f}"
     if spread["deviation"] is None:
         return mean + unit
-    least, most = (f"{scale * spread[key]:.{digits}f}" for key in ("least", "most"))
-    return f"{mean} ± {scale * spread['deviation']:.{digits}f}{unit} ({least} to {most})"
+    minimum, maximum = (f"{scale * spread[key]:.{digits}f}" for key in ("least", "most"))
+    return f"{mean} ± {scale * spread['deviation']:.{digits}f}{unit} ({minimum} to {maximum})"
 
 
 def _text(experiment: dict[str, Any], name: str) -> str:
@@ -173,12 +174,12 @@ def _main_table(experiment: dict[str, Any]) -> str:
             text = f"test {_text(experiment, name)}"
             if name in _FOLLOWS and "accuracy" in summary["test"]:
                 text += ", outputs against label sequences"
-            figure = f"{published['accuracy']:.2f} %" if published and name == "accuracy" else ""
-            rows.append([text, _shown(spread, percent=name in _PERCENT), figure])
+            published_text = f"{published['accuracy']:.2f} %" if published and name == "accuracy" else ""
+            rows.append([text, _spread_text(spread, percent=name in _PERCENT), published_text])
     if "best_tested" in summary:
         name = next(name for name in ("accuracy", "f1") if name in summary["best_tested"])
         text = f"test {_text(experiment, name)}, best epoch of each seed by the test set itself"
-        rows.append([text, _shown(summary["best_tested"][name], percent=True), ""])
+        rows.append([text, _spread_text(summary["best_tested"][name], percent=True), ""])
     settings, samples = experiment["settings"], experiment["samples"]
     split = (
         f"{samples['train']:,} training, {samples.get('validation', 0):,} validation, {samples['test']:,} test samples"
@@ -214,14 +215,22 @@ def _selection(experiment: dict[str, Any]) -> str:
 def _seed_table(experiment: dict[str, Any]) -> str:
     figures = experiment["summary"]["test"]
     names = [name for name in figures if name in _PERCENT and not (name in _FOLLOWS and "accuracy" in figures)]
-    short = [f"by {experiment['decoders'][1]}" if name == "accuracy_spike_count" else name for name in names]
-    header = ["seed", "epoch", "validation", *(f"test {name}" for name in short), *(f"{name}, last" for name in short)]
+    short_names = [f"by {experiment['decoders'][1]}" if name == "accuracy_spike_count" else name for name in names]
+    header = [
+        "seed",
+        "epoch",
+        "validation",
+        *(f"test {name}" for name in short_names),
+        *(f"{name}, last" for name in short_names),
+    ]
     rows = []
     for result in experiment["seeds"]:
         validation = result["validation"]
-        shown = "-" if validation is None else f"{validation['accuracy' if 'accuracy' in validation else 'f1']:.2%}"
+        validation_text = (
+            "-" if validation is None else f"{validation['accuracy' if 'accuracy' in validation else 'f1']:.2%}"
+        )
         cells = [f"{result[epoch_kind][name]:.2%}" for epoch_kind in ("test", "last") for name in names]
-        rows.append([str(result["seed"]), str(result["epoch"]), shown, *cells])
+        rows.append([str(result["seed"]), str(result["epoch"]), validation_text, *cells])
     return _rows(header, rows) + '\n\n"last" is the last epoch.'
 
 
@@ -230,8 +239,8 @@ def _layer_table(experiment: dict[str, Any]) -> str:
     rows = []
     for layer, rate in summary["rates"].items():
         operations = summary["operations"].get(layer)
-        shown = "pixels" if operations is None else f"{operations:,.0f}"
-        rows.append([layer, f"{rate:.4f}", shown, f"{adds[layer]:,}"])
+        operations_text = "pixels" if operations is None else f"{operations:,.0f}"
+        rows.append([layer, f"{rate:.4f}", operations_text, f"{adds[layer]:,}"])
     header = ["layer", "spikes per neuron and step", "synaptic operations a sample", "multiply-adds of the ANN"]
     samples = min(MOST_SAMPLES, experiment["samples"]["test"])
     return _rows(header, rows) + (
@@ -241,9 +250,9 @@ def _layer_table(experiment: dict[str, Any]) -> str:
 
 
 def _conditions(experiment: dict[str, Any]) -> str:
-    lines = []
+    text_lines = []
     if experiment["source"]:
-        lines.append(
+        text_lines.append(
             f"Settings: {experiment['source']}." + (f" Remark: {experiment['remark']}." if experiment["remark"] else "")
         )
     if experiment["changed"]:
@@ -251,10 +260,10 @@ def _conditions(experiment: dict[str, Any]) -> str:
             f"`{c['setting']}` {to_toml_value(c['here'])} instead of {to_toml_value(c['preset'])}"
             for c in experiment["changed"]
         )
-        lines.append(f"Changed: {', '.join(changed)}.")
-    lines.append(f"Network: {experiment['network']['notation']}.")
-    lines += [f"Data: {note}." for note in experiment["notes"]]
-    lines += [f"Machine: {machine}." for machine in experiment["machines"]]
+        text_lines.append(f"Changed: {', '.join(changed)}.")
+    text_lines.append(f"Network: {experiment['network']['notation']}.")
+    text_lines += [f"Data: {note}." for note in experiment["notes"]]
+    text_lines += [f"Machine: {machine}." for machine in experiment["machines"]]
     if experiment["dates"]:
-        lines.append(f"Date: {' to '.join(dict.fromkeys((experiment['dates'][0], experiment['dates'][-1])))}.")
-    return "\n".join(f"- {line}" for line in lines)
+        text_lines.append(f"Date: {' to '.join(dict.fromkeys((experiment['dates'][0], experiment['dates'][-1])))}.")
+    return "\n".join(f"- {text_line}" for text_line in text_lines)

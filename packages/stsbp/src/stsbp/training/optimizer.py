@@ -34,8 +34,8 @@ def build_optimizer(config: RunConfig, updates_per_epoch: int) -> Optimizer:
         "weight_decay": config.weight_decay,
         "clip_norm": config.clip_norm or None,
     }
-    kind = OPTIMIZERS[config.optimizer]
-    return SGD(momentum=config.momentum, **settings) if kind is SGD else kind(**settings)
+    optimizer_class = OPTIMIZERS[config.optimizer]
+    return SGD(momentum=config.momentum, **settings) if optimizer_class is SGD else optimizer_class(**settings)
 
 
 def frozen_parameters(network: NetworkSpec, names: str) -> frozenset[str]:
@@ -49,38 +49,40 @@ def frozen_parameters(network: NetworkSpec, names: str) -> frozenset[str]:
     Raises:
         ConfigError: a name fits nothing, or nothing would be left to train. The message lists the names.
     """
-    known, frozen = _known(network), set[str]()
+    parameters_by_name, frozen = _parameters_by_name(network), set[str]()
     for name in filter(None, names.split(",")):
-        matched = [full for full in known if fnmatchcase(full, name)]
+        matched = [full_name for full_name in parameters_by_name if fnmatchcase(full_name, name)]
         if not matched:
             raise ConfigError(
-                f"--freeze {shown(name)}: the network has no such layer or parameter{did_you_mean(name, known)}; it "
-                f"has {listed(known)}"
+                f"--freeze {shown(name)}: the network has no such layer or "
+                f"parameter{did_you_mean(name, parameters_by_name)}; it has {listed(parameters_by_name)}"
             )
-        frozen.update(*(known[full] for full in matched))
+        frozen.update(*(parameters_by_name[full_name] for full_name in matched))
     if frozen and len(frozen) == len(network.parameters):
         raise ConfigError(f"--freeze {names} freezes all parameters, so nothing is left to train; leave some out")
     return frozenset(frozen)
 
 
-def _known(network: NetworkSpec) -> Mapping[str, tuple[str, ...]]:
+def _parameters_by_name(network: NetworkSpec) -> Mapping[str, tuple[str, ...]]:
     """The names that can be frozen, in the order of the network, and the parameters that each stands for."""
-    known: dict[str, tuple[str, ...]] = {name: _below(name, network.parameters) for name in network.parameters}
+    parameters_by_name: dict[str, tuple[str, ...]] = {
+        name: _parameters_of(name, network.parameters) for name in network.parameters
+    }
     shared = {projection.name: projection.parameter for projection in network.graph.projections}
     for bound_node in network.graph.bound_nodes:
         name = bound_node.node.name
-        own = bound_node.parameters.values() if isinstance(bound_node.node.op, Neurons) else ()
-        parameters = (*known.get(name, ()), *_below(name, network.parameters), *own)
+        neuron_parameters = bound_node.parameters.values() if isinstance(bound_node.node.op, Neurons) else ()
+        parameters = (*parameters_by_name.get(name, ()), *_parameters_of(name, network.parameters), *neuron_parameters)
         if name in shared:
             parameters = (shared[name], *parameters)
         if parameters:
-            known[name] = tuple(dict.fromkeys(parameters))
-    return known
+            parameters_by_name[name] = tuple(dict.fromkeys(parameters))
+    return parameters_by_name
 
 
-def _below(name: str, parameters: Iterable[str]) -> tuple[str, ...]:
+def _parameters_of(name: str, parameters: Iterable[str]) -> tuple[str, ...]:
     """The parameters that have a name, or whose name begins with it and a dot: `conv1`, `conv1.bias`."""
-    return tuple(full for full in parameters if full == name or full.startswith(f"{name}."))
+    return tuple(full_name for full_name in parameters if full_name == name or full_name.startswith(f"{name}."))
 
 
 def describe_frozen(network: NetworkSpec, frozen: Collection[str]) -> str:
