@@ -118,7 +118,9 @@ def timed(work: Mapping[str, Callable[[], object]], rounds: int) -> dict[str, fl
 def measured(folder: Path, options: Any, temporary: Path) -> dict[str, Any]:
     """What is found of a run."""
     run = load_trained(RunFolder(folder), "last", open_backend(options.backend, "cpu"))
-    split = run.samples(load_data(run.settings, moved=options.data_dir and str(options.data_dir), begun=True), "test")
+    split = run.samples(
+        load_data(run.settings, moved_data_dir=options.data_dir and str(options.data_dir), has_begun=True), "test"
+    )
     network_program = program(run.network, run.weights)
     about = About(folder.name, run.info["sha256"], run.settings.steps, run.names)
     write(network_program, about, temporary / "layers.onnx", layers=True)

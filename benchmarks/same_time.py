@@ -65,7 +65,9 @@ class Samples:
         epoch, number = divmod(update, self.per_epoch)
         order = permutation(self.seed, Stream.SHUFFLE, len(self.train), step=epoch)
         indices = order[number * self.size : (number + 1) * self.size]
-        inputs = augment(self.train.inputs(indices), indices, seed=self.seed, epoch=epoch, how=self.augmentation)
+        inputs = augment(
+            self.train.inputs(indices), indices, seed=self.seed, epoch=epoch, augmentation=self.augmentation
+        )
         np.savez(path, inputs=inputs, labels=self.train.labels[indices])
 
     def accuracy(self, worker: Worker, path: Path) -> float:

@@ -19,7 +19,7 @@ def inputs(events: bool, side: int = 9) -> np.ndarray:
 @pytest.mark.parametrize("events", [False, True], ids=["images", "frames"])
 def test_every_sample_is_one_shift_of_its_input(events: bool) -> None:
     x = inputs(events)
-    y = augment(x, np.arange(40), seed=1, epoch=2, how=Augmentation(shift=2, flip=True))
+    y = augment(x, np.arange(40), seed=1, epoch=2, augmentation=Augmentation(shift=2, flip=True))
     padded = np.pad(x, [(0, 0)] * (x.ndim - 2) + [(2, 2), (2, 2)])
     shifts = set()
     for sample in range(40):
@@ -42,26 +42,26 @@ def test_every_sample_is_one_shift_of_its_input(events: bool) -> None:
 @pytest.mark.parametrize("augmentation", [Augmentation(shift=2), EVERYTHING], ids=["shift", "everything"])
 def test_a_sample_moves_the_same_way_in_any_batch_and_another_way_in_another_epoch(augmentation: Augmentation) -> None:
     x, order = inputs(True), np.random.default_rng(1).permutation(40)
-    augmented = augment(x, np.arange(40), seed=1, epoch=0, how=augmentation)
-    assert np.array_equal(augment(x[:, order], order, seed=1, epoch=0, how=augmentation), augmented[:, order])
-    assert not np.array_equal(augment(x, np.arange(40), seed=1, epoch=1, how=augmentation), augmented)
-    assert not np.array_equal(augment(x, np.arange(40), seed=2, epoch=0, how=augmentation), augmented)
+    augmented = augment(x, np.arange(40), seed=1, epoch=0, augmentation=augmentation)
+    assert np.array_equal(augment(x[:, order], order, seed=1, epoch=0, augmentation=augmentation), augmented[:, order])
+    assert not np.array_equal(augment(x, np.arange(40), seed=1, epoch=1, augmentation=augmentation), augmented)
+    assert not np.array_equal(augment(x, np.arange(40), seed=2, epoch=0, augmentation=augmentation), augmented)
 
 
 @pytest.mark.parametrize("channels", [1, 2, 3, 4])
 def test_bits_move_as_the_frames_do(channels: int) -> None:
     frames = (np.random.default_rng(3).random((11, 40, channels, 9, 8)) < 0.5).astype(np.uint8)
-    moved = augment(PackedFrames.of(frames), np.arange(40), seed=1, epoch=0, how=EVERYTHING)
-    expected = augment(frames, np.arange(40), seed=1, epoch=0, how=EVERYTHING)
+    moved = augment(PackedFrames.of(frames), np.arange(40), seed=1, epoch=0, augmentation=EVERYTHING)
+    expected = augment(frames, np.arange(40), seed=1, epoch=0, augmentation=EVERYTHING)
     assert np.array_equal(moved.unpacked(), expected)
     assert not np.array_equal(expected, frames)
     # A still image is one of these frames.
-    assert np.array_equal(augment(frames[0], np.arange(40), seed=1, epoch=0, how=EVERYTHING), expected[0])
+    assert np.array_equal(augment(frames[0], np.arange(40), seed=1, epoch=0, augmentation=EVERYTHING), expected[0])
 
 
 def test_all_frames_and_channels_of_a_sample_move_together() -> None:
     x = np.broadcast_to(inputs(False)[None, :, :1], (3, 40, 2, 9, 8)).copy()
-    y = augment(x, np.arange(40), seed=1, epoch=0, how=EVERYTHING)
+    y = augment(x, np.arange(40), seed=1, epoch=0, augmentation=EVERYTHING)
     assert (y == y[:1, :, :1]).all()
     assert not np.array_equal(y, x)
 
@@ -69,21 +69,23 @@ def test_all_frames_and_channels_of_a_sample_move_together() -> None:
 @pytest.mark.parametrize("steps", [1, 7, 8, 9, 25])
 def test_spikes_and_counts_move_from_the_same_places(steps: int) -> None:
     spikes = (np.random.default_rng(2).random((steps, 40, 2, 9, 8)) < 0.5).astype(np.uint8)
-    of_spikes, of_counts = (augment(x, np.arange(40), seed=1, epoch=0, how=EVERYTHING) for x in (spikes, 3 * spikes))
+    of_spikes, of_counts = (
+        augment(x, np.arange(40), seed=1, epoch=0, augmentation=EVERYTHING) for x in (spikes, 3 * spikes)
+    )
     assert of_spikes.dtype == np.uint8
     assert np.array_equal(3 * of_spikes, of_counts)
 
 
 def test_nothing_to_do_returns_the_input() -> None:
     x = inputs(False)
-    assert augment(x, np.arange(40), seed=1, epoch=0, how=Augmentation()) is x
+    assert augment(x, np.arange(40), seed=1, epoch=0, augmentation=Augmentation()) is x
 
 
 def moved(augmentation: Augmentation, samples: int = 200) -> tuple[np.ndarray, np.ndarray]:
     """Where pixels of a 33 x 33 field come from: rows and columns from the centre, `[B, 33, 33]`; NaN: from outside."""
     rows, columns = np.mgrid[1:34, 1:34].astype(np.uint8)
     field = np.broadcast_to(np.stack([rows, columns]), (samples, 2, 33, 33)).copy()
-    y = augment(field, np.arange(samples), seed=3, epoch=0, how=augmentation).astype(np.float64)
+    y = augment(field, np.arange(samples), seed=3, epoch=0, augmentation=augmentation).astype(np.float64)
     y[y == 0] = np.nan
     return y[:, 0] - 17, y[:, 1] - 17
 
@@ -130,7 +132,7 @@ def test_elastic_bends_smoothly_by_up_to_the_amount() -> None:
 @pytest.mark.parametrize("shape", [(1, 33), (33, 1), (1, 1)])
 def test_pictures_of_one_row_or_column_bend_as_well(shape: tuple[int, int]) -> None:
     x = np.random.default_rng(0).integers(1, 256, (20, 1, *shape), dtype=np.uint8)
-    y = augment(x, np.arange(20), seed=1, epoch=0, how=Augmentation(elastic=3.0))
+    y = augment(x, np.arange(20), seed=1, epoch=0, augmentation=Augmentation(elastic=3.0))
     assert y.shape == x.shape
     assert not np.array_equal(x, y)
     for image, augmented in zip(x, y, strict=True):
@@ -139,7 +141,7 @@ def test_pictures_of_one_row_or_column_bend_as_well(shape: tuple[int, int]) -> N
 
 def test_cutout_empties_one_square_anywhere() -> None:
     x = np.ones((300, 1, 12, 12), dtype=np.uint8)
-    y = augment(x, np.arange(300), seed=1, epoch=0, how=Augmentation(cutout=4))
+    y = augment(x, np.arange(300), seed=1, epoch=0, augmentation=Augmentation(cutout=4))
     assert int((1 - y).sum(axis=(1, 2, 3)).max()) == 16
     assert int((1 - y).sum(axis=(1, 2, 3)).min()) >= 4
     assert (y.min(axis=(0, 1)) == 0).all()
@@ -148,7 +150,7 @@ def test_cutout_empties_one_square_anywhere() -> None:
 
 def test_values_are_moved_and_never_mixed() -> None:
     x = np.random.default_rng(0).integers(0, 256, (40, 3, 9, 8), dtype=np.uint8)
-    y = augment(x, np.arange(40), seed=1, epoch=0, how=EVERYTHING)
+    y = augment(x, np.arange(40), seed=1, epoch=0, augmentation=EVERYTHING)
     for image, augmented in zip(x, y, strict=True):
         colours = {tuple(c) for c in image.reshape(3, -1).T} | {(0, 0, 0)}
         assert {tuple(c) for c in augmented.reshape(3, -1).T} <= colours
@@ -162,10 +164,10 @@ def test_values_are_moved_and_never_mixed() -> None:
 def test_frames_of_a_row_of_neurons_move_as_a_picture_of_steps_and_neurons(augmentation: Augmentation) -> None:
     frames = (np.random.default_rng(4).random((11, 3, 9)) < 0.4).astype(np.uint8)
     numbers = np.array([5, 9, 2])
-    moved = augment(frames, numbers, seed=1, epoch=2, how=augmentation)
-    pictures = augment(frames.transpose(1, 0, 2)[:, None], numbers, seed=1, epoch=2, how=augmentation)
+    moved = augment(frames, numbers, seed=1, epoch=2, augmentation=augmentation)
+    pictures = augment(frames.transpose(1, 0, 2)[:, None], numbers, seed=1, epoch=2, augmentation=augmentation)
     assert np.array_equal(moved, pictures[:, 0].transpose(1, 0, 2))
     assert moved.shape == frames.shape
     assert not np.array_equal(moved, frames)
-    bits = augment(PackedFrames.of(frames), numbers, seed=1, epoch=2, how=augmentation)
+    bits = augment(PackedFrames.of(frames), numbers, seed=1, epoch=2, augmentation=augmentation)
     assert np.array_equal(bits.unpacked(), moved)

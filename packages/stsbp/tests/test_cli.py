@@ -877,10 +877,10 @@ def test_metrics_file_is_cut_to_whole_lines(tmp_path: Path) -> None:
             size = file.sync()
             file.write({"b": 2})
         with MetricsFile(folder, size) as file:
-            assert not file.short
+            assert not file.has_lost_lines
             file.write({"c": 3})
         assert path.read_text() == '{"a": 1}\n{"c": 3}\n'
         path.write_text('{"a": 1}\n{"c"')
         with MetricsFile(folder, 100) as file:
-            assert file.short
+            assert file.has_lost_lines
         assert path.read_text() == '{"a": 1}\n'

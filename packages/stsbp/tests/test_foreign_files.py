@@ -572,7 +572,7 @@ class TestOutputs:
 
     def test_what_came_meanwhile_is_not_replaced(self, tmp_path: Path) -> None:
         path = tmp_path / "x.html"
-        assert PAGE.place(path) == path.resolve()
+        assert PAGE.target_path(path) == path.resolve()
         path.write_text("precious")
         with pytest.raises(FileError, match="is not replaced"):
             PAGE.write(path, b"<!doctype html>")
@@ -588,7 +588,7 @@ class TestOutputs:
         kinds: tuple[tuple[OutputKind, str], ...] = ((JSON, "--json"), (PLOT, "--plot"))
         for kind, option in kinds:
             with pytest.raises(FileError, match="is not replaced"):
-                kind.place(run / "last.json")
+                kind.target_path(run / "last.json")
             if option == "--json" or find_spec("matplotlib") is not None:
                 refused(stsbp("benchmark", "kernels", option, run / "last.json"), "is not replaced")
 

@@ -20,7 +20,7 @@ import safetensors.numpy
 from click.testing import Result
 from stsbp.datasets.sequences import read_sequences
 from stsbp.training import checkpoint
-from stsbp.training.progress import TerminalReporter, reporter
+from stsbp.training.progress import TerminalReporter, choose_reporter
 from stsbp.training.run_folder import RunFolder
 from stsbp_spec.engine.trainer import Trainer
 from stsbp_spec.reference.backend import NumpyBackend
@@ -51,7 +51,7 @@ def test_closed_and_full_streams(tmp_path: Path, redirection: str, code: int, me
 
 def test_reporter_without_standard_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "stderr", None)
-    show = reporter()
+    show = choose_reporter()
     show.note("said to nobody")
     show.close()
 

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from click.testing import Result
 from stsbp.training import loop, progress
-from stsbp.training.progress import Course, Pace, PlainReporter, TerminalReporter, fitted, reporter
+from stsbp.training.progress import Course, Pace, PlainReporter, TerminalReporter, choose_reporter, fitted
 from stsbp_spec.engine.trainer import Trainer
 
 Call = Callable[..., Result]
@@ -40,7 +40,7 @@ def test_evaluations_move_the_bar_to_its_end(
     train_tiny: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, test_every: int
 ) -> None:
     watcher = Watcher()
-    monkeypatch.setattr(progress, "reporter", lambda: watcher)
+    monkeypatch.setattr(progress, "choose_reporter", lambda: watcher)
     assert train_tiny(tmp_path / "run", "--test-every", test_every).exit_code == 0
     shares = [share for _, share, _ in watcher.seen]
     assert all(a < b for a, b in pairwise(shares))
@@ -59,9 +59,9 @@ def test_bar_of_a_resumed_run_begins_where_it_was(
     train_tiny: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     uninterrupted, resumed = Watcher(), Watcher()
-    monkeypatch.setattr(progress, "reporter", lambda: uninterrupted)
+    monkeypatch.setattr(progress, "choose_reporter", lambda: uninterrupted)
     train_tiny(tmp_path / "whole")
-    monkeypatch.setattr(progress, "reporter", lambda: resumed)
+    monkeypatch.setattr(progress, "choose_reporter", lambda: resumed)
     train_tiny(tmp_path / "run", "--epochs", 2, "--schedule", "constant")
     resumed.seen.clear()
     assert train_tiny(tmp_path / "run", "--schedule", "constant", "--epochs", 3, "--resume").exit_code == 0
@@ -137,7 +137,7 @@ def test_first_batches_that_are_hardly_slower_are_not_reported() -> None:
 
 
 def test_time_left_counts_updates_and_evaluations() -> None:
-    course = Course(10, 5, 300, done=4, evaluated=100)
+    course = Course(10, 5, 300, updates_done=4, evaluated=100)
     assert course.share == pytest.approx((4 * 5 + 100 / 3) / (50 + 100))
     assert course.remaining is None
     for _ in range(2):
@@ -154,7 +154,7 @@ _MEANS = {"loss": 123.45678, "f1": 0.98765}
 
 
 def far() -> Course:
-    course = Course(10**6, 100, 10**6, done=999)
+    course = Course(10**6, 100, 10**6, updates_done=999)
     for _ in range(3):
         course.update(100, 0.001)
     course._begun -= 100_000
@@ -279,6 +279,6 @@ def test_lines_are_redrawn_where_a_terminal_can(
     monkeypatch.delenv("JPY_PARENT_PID", raising=False)
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
-    show = reporter(_Terminal())
+    show = choose_reporter(_Terminal())
     show.close()
     assert type(show) is kind

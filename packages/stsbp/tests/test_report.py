@@ -109,14 +109,14 @@ def test_report_tells_how_far_it_is(
     progress: list[tuple[str, int, int]] = []
 
     class RecordingReporter(PlainReporter):
-        def loading(self, activity: str, done: int, total: int) -> None:
-            progress.append((activity, done, total))
+        def loading(self, activity: str, finished: int, total: int) -> None:
+            progress.append((activity, finished, total))
 
         def close(self) -> None:
             progress.append(("closed", 0, 0))
 
     train_tiny(tmp_path / "run", "--epochs", 1)
-    monkeypatch.setattr("stsbp.cli.report.reporter", lambda: RecordingReporter(None))
+    monkeypatch.setattr("stsbp.cli.report.choose_reporter", lambda: RecordingReporter(None))
     assert stsbp("report", "run").exit_code == 0
     assert [row for row in progress if row[0] == "running test"] == [("running test", done, 30) for done in (20, 30)]
     assert progress.index(("closed", 0, 0)) == len(progress) - 1
@@ -640,9 +640,9 @@ def test_compare_fits_a_terminal_and_gives_a_pipe_everything(
 
 
 def test_paths_that_end_alike_are_shown_in_full() -> None:
-    assert compare._short(["folder:/x/cats", "images", ""]) == ["folder:cats", "images", ""]
+    assert compare._shortened_paths(["folder:/x/cats", "images", ""]) == ["folder:cats", "images", ""]
     alike = ["folder:/x/cats", "folder:/y/cats"]
-    assert compare._short(alike) == alike
+    assert compare._shortened_paths(alike) == alike
 
 
 def test_compare_leaves_out_what_is_no_run(
@@ -693,11 +693,11 @@ def test_samples_of_many_different_mistakes_are_chosen_in_linear_time() -> None:
 
 
 def test_of_many_classes_the_nearest_are_drawn() -> None:
-    from stsbp.report.page import _nearest
+    from stsbp.report.page import _drawn_classes
 
     distances = np.arange(40)[::-1].astype(float)
-    assert _nearest(distances[:16], [3]) == (list(range(16)), "Distance to each label sequence")
-    shown, caption = _nearest(distances, [39, 2])
+    assert _drawn_classes(distances[:16], [3]) == (list(range(16)), "Distance to each label sequence")
+    shown, caption = _drawn_classes(distances, [39, 2])
     assert shown == [2, *range(24, 40)]
     assert "of 40 label sequences" in caption
 

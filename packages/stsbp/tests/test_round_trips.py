@@ -27,7 +27,7 @@ from stsbp.interop.nir_reader import read_graph
 from stsbp.interop.program import About, program
 from stsbp.training.build import Data, build_task
 from stsbp.training.loop import begin_with
-from stsbp.training.progress import reporter
+from stsbp.training.progress import choose_reporter
 from stsbp.training.run_folder import RunFolder
 from stsbp_spec import ALIF, IF, LIF, PSP, NetworkSpec, initial_weights, open_backend
 from stsbp_spec.engine.results import LayerRun
@@ -108,7 +108,7 @@ def silent(spec: NetworkSpec) -> Data:
 
 
 def test_a_run_folder_gives_the_network_and_its_weights_back(networks: list[_Network], tmp_path: Path) -> None:
-    show = reporter()
+    show = choose_reporter()
     for network in networks:
         spec, psp = network.spec, network.spec.input_psp
         if spec.outputs < 2:
@@ -125,7 +125,7 @@ def test_a_run_folder_gives_the_network_and_its_weights_back(networks: list[_Net
         data, folder = silent(spec), RunFolder(tmp_path / str(network.number))
         task = build_task(config, data.inputs, open_backend("numpy"))
         assert task.network == spec, network.number
-        with folder.begun(config, task.backend):
+        with folder.new_run(config, task.backend):
             begin_with(network.case.weights, task, data, folder, show)
         loaded = load_run(folder.path, backend="numpy")
         assert loaded.network == spec, network.number

@@ -410,7 +410,7 @@ class OutputKind:
     name: str
     begins: re.Pattern[bytes]
 
-    def place(self, path: Path) -> Path:
+    def target_path(self, path: Path) -> Path:
         """The path to write: `path`, or the target of a link. It is requested before the work, and again after it.
 
         Raises:
@@ -440,4 +440,4 @@ class OutputKind:
         Raises:
             FileError: the system refused, or the existing file is of another kind.
         """
-        write_atomically(self.place(path), data)
+        write_atomically(self.target_path(path), data)

@@ -85,11 +85,11 @@ class Watchdog:
             timeout = None if until is None else max(0.0, until - time.monotonic())
             if select.select([reader], [], [], timeout)[0]:
                 for signal_byte in os.read(reader, 64):
-                    number = self._hear(signal_byte) or number
+                    number = self._count_signal(signal_byte) or number
             elif self._until is not None:
                 _end(128 + number)
 
-    def _hear(self, number: int) -> signal.Signals | None:
+    def _count_signal(self, number: int) -> signal.Signals | None:
         now = time.monotonic()
         if number not in _numbers() or (self._signal_times and now - self._signal_times[-1] < PATIENCE):
             return None

@@ -56,7 +56,7 @@ def save(figure: Figure, path: Path) -> None:
     Raises:
         FileError: the file cannot be written, or an existing file is of another kind.
     """
-    with atomic_writer(PLOT.place(path)) as file:
+    with atomic_writer(PLOT.target_path(path)) as file:
         figure.savefig(file, format="png", dpi=150, metadata={"Software": _SOFTWARE})
 
 

@@ -34,9 +34,9 @@ __all__ = [
     "metrics_line",
     "parse",
     "read",
+    "reason",
     "seeds",
     "starts",
-    "why",
 ]
 
 DEEPEST = 16
@@ -434,13 +434,13 @@ def _deeper_than(value: object, levels: int) -> bool:
     return levels == 0 or any(_deeper_than(part, levels - 1) for part in inner)
 
 
-def read(kind: type[R], value: Any) -> R:
+def read(record_type: type[R], value: Any) -> R:
     """A record from JSON values.
 
     Raises:
-        ValueError: the values do not fit the record; `why` gives the reason.
+        ValueError: the values do not fit the record; `reason` gives the reason.
     """
-    return kind.model_validate(value)
+    return record_type.model_validate(value)
 
 
 def digest_of(values: Mapping[str, Any]) -> str:
@@ -448,14 +448,14 @@ def digest_of(values: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
 
 
-def why(error: ValueError) -> str:
+def reason(error: ValueError) -> str:
     """A short reason for the error: `best.epoch: input should be a valid integer`."""
     if not isinstance(error, ValidationError):
         return str(error)
     problem = error.errors(include_url=False, include_input=False)[0]
     message = problem["msg"].removeprefix("Value error, ")
-    place = ".".join(map(str, problem["loc"]))
-    return f"{place}: {message[:1].lower()}{message[1:]}" if place else message
+    location = ".".join(map(str, problem["loc"]))
+    return f"{location}: {message[:1].lower()}{message[1:]}" if location else message
 
 
 def metrics_line(line: bytes) -> dict[str, Any]:
@@ -479,19 +479,19 @@ def seeds(text: bytes, version: int) -> list[dict[str, Any]]:
     return _undamaged(Seed, text, "seeds", version)
 
 
-def _undamaged(kind: type[Record], text: bytes, key: str, version: int | None = None) -> list[dict[str, Any]]:
+def _undamaged(record_type: type[Record], text: bytes, key: str, version: int | None = None) -> list[dict[str, Any]]:
     """The entries of the list `key` that are valid records. Empty if there is no list, or for another version."""
     try:
         content = parse(text)
         entries = content[key] if version in (None, content.get("format")) else []
     except (ValueError, KeyError, TypeError, AttributeError):
         return []
-    return [value for value in entries if _is(kind, value)] if isinstance(entries, list) else []
+    return [value for value in entries if _is(record_type, value)] if isinstance(entries, list) else []
 
 
-def _is(kind: type[Record], value: Any) -> bool:
+def _is(record_type: type[Record], value: Any) -> bool:
     try:
-        read(kind, value)
+        read(record_type, value)
     except ValueError:
         return False
     return True

@@ -15,7 +15,7 @@ from stsbp_spec.validation import shown
 from stsbp.api.calls import with_keywords
 from stsbp.errors import ConfigError, printable
 from stsbp.training.loop import StopRequest
-from stsbp.training.progress import PlainReporter, Reporter, fitted, reporter, time_text
+from stsbp.training.progress import PlainReporter, Reporter, choose_reporter, fitted, time_text
 
 __all__ = ["Progress", "ProgressArgument", "Stopping", "reporter_for", "warn_caller"]
 
@@ -86,15 +86,20 @@ def warn_caller(text: str) -> None:
 class _WithKeywords:
     """Shows what another reporter shows, with keywords of Python in place of options in its messages."""
 
-    def __init__(self, other: Reporter) -> None:
-        self._other = other
-        self.loading, self.begin, self.step, self.close = other.loading, other.begin, other.step, other.close
+    def __init__(self, reporter: Reporter) -> None:
+        self._reporter = reporter
+        self.loading, self.begin, self.step, self.close = (
+            reporter.loading,
+            reporter.begin,
+            reporter.step,
+            reporter.close,
+        )
 
-    def note(self, text: str, *more: str) -> None:
-        self._other.note(*map(with_keywords, (text, *more)))
+    def note(self, text: str, *optional: str) -> None:
+        self._reporter.note(*map(with_keywords, (text, *optional)))
 
     def warn(self, text: str) -> None:
-        self._other.warn(with_keywords(text))
+        self._reporter.warn(with_keywords(text))
 
 
 class _Quiet(PlainReporter):
@@ -114,12 +119,14 @@ class _Calling(_Quiet):
         super().__init__()
         self._function, self._stopping = function, stopping
 
-    def loading(self, what: str, done: int, total: int) -> None:
-        self._stopping.call(self._function, Progress(what, done / max(1, total)))
+    def loading(self, activity: str, finished: int, total: int) -> None:
+        self._stopping.call(self._function, Progress(activity, finished / max(1, total)))
 
-    def step(self, epoch: int, means: Mapping[str, Any], doing: str = "") -> None:
+    def step(self, epoch: int, means: Mapping[str, Any], activity: str = "") -> None:
         course = self._course
-        progress = Progress(doing or "training", course.share, epoch + 1, self._epochs, course.remaining, dict(means))
+        progress = Progress(
+            activity or "training", course.share, epoch + 1, self._epochs, course.remaining, dict(means)
+        )
         self._stopping.call(self._function, progress)
 
 
@@ -131,34 +138,34 @@ class _Notebook(PlainReporter):
         self._display, self._shown_at = display, 0.0
         self._handle: Any = None
 
-    def _show(self, line: str, *, last: bool = False) -> None:
+    def _draw(self, text: str, *, last: bool = False) -> None:
         now = time.monotonic()
         if not last and now - self._shown_at < _SECONDS_BETWEEN:
             return
         self._shown_at = now
-        bundle = {"text/plain": printable(line)}
+        bundle = {"text/plain": printable(text)}
         if self._handle is None:
             self._handle = self._display(bundle, raw=True, display_id=True)
         else:
             self._handle.update(bundle, raw=True)
 
-    def loading(self, what: str, done: int, total: int) -> None:
-        self._show(f"{what}  {done}/{total}")
+    def loading(self, activity: str, finished: int, total: int) -> None:
+        self._draw(f"{activity}  {finished}/{total}")
 
-    def step(self, epoch: int, means: Mapping[str, Any], doing: str = "") -> None:
+    def step(self, epoch: int, means: Mapping[str, Any], activity: str = "") -> None:
         course = self._course
         bar = "#" * int(20 * course.share)
         parts = {
             "bar": f"[{bar:<20}] {course.share:.0%}",
-            "epoch": f"epoch {epoch + 1}/{self._epochs} {doing}".rstrip(),
+            "epoch": f"epoch {epoch + 1}/{self._epochs} {activity}".rstrip(),
             "loss": f"loss {means['loss']:.4f}" if "loss" in means else "",
             "left": "" if course.remaining is None else f"left {time_text(course.remaining)}",
         }
-        self._show(fitted(parts, ("loss",), _WIDTH))
+        self._draw(fitted(parts, ("loss",), _WIDTH))
 
     def close(self) -> None:
         if self._handle is not None:
-            self._show(f"done in {time_text(self._course.elapsed)}", last=True)
+            self._draw(f"done in {time_text(self._course.elapsed)}", last=True)
             self._handle = None
 
 
@@ -187,4 +194,4 @@ def reporter_for(progress: ProgressArgument, stopping: Stopping | None = None) -
     if not progress:
         return _Quiet()
     display = _notebook_display()
-    return _WithKeywords(reporter() if display is None else _Notebook(display))
+    return _WithKeywords(choose_reporter() if display is None else _Notebook(display))

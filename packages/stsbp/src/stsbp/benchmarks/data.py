@@ -77,7 +77,7 @@ def measure(
 
         def fetch(indices: Int64) -> Batch[Inputs]:
             batch, _ = task.batch(data.train, indices)
-            augmented = augment(batch.inputs, indices, seed=config.seed, epoch=0, how=task.augmentation)
+            augmented = augment(batch.inputs, indices, seed=config.seed, epoch=0, augmentation=task.augmentation)
             return batch._replace(inputs=augmented)
 
         resident = [fetch(indices) for indices in batch_indices]

@@ -77,12 +77,12 @@ def command(
         # This checks it before anything is measured.
         resolve([SettingsSource("command line", {"dataset": "digits", "surrogate": surrogate})])
     if json_file is not None:
-        JSON.place(json_file)
+        JSON.target_path(json_file)
     if plot_file is not None:
         plots.check_plots()
         if json_file is not None and real(json_file) == real(plot_file):
             raise ConfigError(f"--json and --plot would write the same file {plot_file}; choose another name")
-        plots.PLOT.place(plot_file)
+        plots.PLOT.target_path(plot_file)
     limit_threads(threads)
     backend = choose_backend(ctx.obj)
     settings = {"group": group, "scale": scale, "rounds": rounds}

@@ -111,15 +111,17 @@ def completes(*groups: Iterable[str]) -> Callable[[click.Context, click.Paramete
     return complete
 
 
-def threads_option(text: str, **more: Any) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+def threads_option(text: str, **option_arguments: Any) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """The option `--threads` with a help text."""
-    return click.option("--threads", type=click.IntRange(0, MOST_THREADS), help=text, **more)
+    return click.option("--threads", type=click.IntRange(0, MOST_THREADS), help=text, **option_arguments)
 
 
 def checkpoint_option(*name: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """The option `--checkpoint`. Its value is passed as `checkpoint`, unless another name is given."""
-    kind = Choice(["last", "best"])
-    return click.option("--checkpoint", *name, default="last", show_default=True, type=kind, help="Checkpoint to read.")
+    choices = Choice(["last", "best"])
+    return click.option(
+        "--checkpoint", *name, default="last", show_default=True, type=choices, help="Checkpoint to read."
+    )
 
 
 def split_option(text: str = "Samples to evaluate.") -> Callable[[Callable[..., Any]], Callable[..., Any]]:
@@ -148,9 +150,9 @@ def choose_backend(options: Globals, rendezvous: Rendezvous | None = None) -> Ab
     name = options.backend or default_backend()
     device = options.device
     if rendezvous is not None:
-        kind = load_backend(name)
-        kind.connect(rendezvous, device)
-        device = _own_gpu(kind, rendezvous) if device == "cuda" else device
+        backend_class = load_backend(name)
+        backend_class.connect(rendezvous, device)
+        device = _own_gpu(backend_class, rendezvous) if device == "cuda" else device
     backend = open_backend(name, device)
     processes = "" if rendezvous is None else f", {rendezvous.size} processes"
     chosen = "" if options.backend is not None else " (chosen by default, see stsbp backends)"
@@ -161,13 +163,13 @@ def choose_backend(options: Globals, rendezvous: Rendezvous | None = None) -> Ab
     return backend
 
 
-def _own_gpu(kind: type[AbstractBackend], rendezvous: Rendezvous) -> str:
+def _own_gpu(backend_class: type[AbstractBackend], rendezvous: Rendezvous) -> str:
     """The GPU of a process: the GPU whose number is its local rank, or the only one that its launcher made visible.
 
     Raises:
         BackendError: there are fewer GPUs than processes on this machine.
     """
-    gpu_names = [gpu.name for gpu in kind.devices() if gpu.problem is None and gpu.name.startswith("cuda")]
+    gpu_names = [gpu.name for gpu in backend_class.devices() if gpu.problem is None and gpu.name.startswith("cuda")]
     local_gpu = f"cuda:{rendezvous.local_rank}"
     if local_gpu in gpu_names:
         return local_gpu

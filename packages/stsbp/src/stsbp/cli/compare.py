@@ -74,30 +74,30 @@ def command(runs: tuple[Path, ...], as_json: bool) -> None:
 
 def _chosen(runs: Sequence[Path]) -> list[Path]:
     """The paths that are runs. If none is a run, all of them, so that the error names the first."""
-    others = [run for run in runs if run.exists() and not RunFolder(run).is_run]
-    if len(others) == len(runs):
+    not_runs = [run for run in runs if run.exists() and not RunFolder(run).is_run]
+    if len(not_runs) == len(runs):
         return list(runs)
-    for path in others:
+    for path in not_runs:
         seeds = any(path.glob("seed-*/config.toml"))
-        kind = "an experiment: its runs are " + click.format_filename(path / "seed-*") if seeds else "no run"
+        description = "an experiment: its runs are " + click.format_filename(path / "seed-*") if seeds else "no run"
         with contextlib.suppress(OSError):
-            click.echo(f"{click.format_filename(path)} is left out: it is {kind}", err=True)
-    return [run for run in runs if run not in others]
+            click.echo(f"{click.format_filename(path)} is left out: it is {description}", err=True)
+    return [run for run in runs if run not in not_runs]
 
 
-def _label(figure: str, run_facts: Sequence[dict[str, Any]]) -> str:
+def _label(measure: str, run_facts: Sequence[dict[str, Any]]) -> str:
     """What a figure of these runs is called."""
-    if figure in _MATCHED:
-        return f"{_MATCHED[figure]} {within(TOLERANCE)}"
-    if figure != "accuracy_spike_count":
-        return figure.replace("_", " ")
+    if measure in _MATCHED:
+        return f"{_MATCHED[measure]} {within(TOLERANCE)}"
+    if measure != "accuracy_spike_count":
+        return measure.replace("_", " ")
     return "accuracy " + " or ".join(dict.fromkeys(fact["decoders"][1] for fact in run_facts))
 
 
-def _are_comparable(run_facts: Sequence[dict[str, Any]], split: str, figure: str) -> bool:
+def _are_comparable(run_facts: Sequence[dict[str, Any]], split: str, measure: str) -> bool:
     """Whether a result of these runs was measured on the same samples and in the same way."""
     of_split = ("test_on",) if split == "test" else ("limit", "validation")
-    keys = (*_SAMPLES, *of_split, *_MEASURED.get(figure, ()))
+    keys = (*_SAMPLES, *of_split, *_MEASURED.get(measure, ()))
     conditions = {(fact[split]["samples"], *(fact["settings"][key] for key in keys)) for fact in run_facts}
     return len(conditions) <= 1 and not _have_other_samples(run_facts, split)
 
@@ -108,20 +108,20 @@ def _have_other_samples(run_facts: Sequence[dict[str, Any]], split: str) -> bool
     digests: dict[tuple[Any, ...], set[str]] = {}
     for fact in run_facts:
         encoding = tuple(fact["settings"][key] for key in _ENCODING)
-        for name, of in (("labels", ()), ("inputs", encoding), ("targets", encoding)):
+        for name, settings_values in (("labels", ()), ("inputs", encoding), ("targets", encoding)):
             if (digest := fact["contents"].get(f"{name} {samples}")) is not None:
-                digests.setdefault((name, *of), set()).add(digest)
+                digests.setdefault((name, *settings_values), set()).add(digest)
     return any(len(different) > 1 for different in digests.values())
 
 
-def _short(values: list[str]) -> list[str]:
+def _shortened_paths(values: list[str]) -> list[str]:
     """Settings that are paths, shortened to their last parts. Unchanged if different paths would look the same."""
-    short = []
+    shortened = []
     for value in values:
         named = named_path(value)
         prefix, path = ("", value) if named is None else (named[0], str(named[1]))
-        short.append(prefix + os.path.basename(path))
-    return short if len({*short}) == len({*values}) else values
+        shortened.append(prefix + os.path.basename(path))
+    return shortened if len({*shortened}) == len({*values}) else values
 
 
 def _side_by_side(widths: list[int], room: int | None) -> list[list[int]]:
@@ -156,16 +156,16 @@ def _spike_times(records: Sequence[Mapping[str, Any]]) -> list[tuple[str, list[s
     for number, measures in enumerate(measured):
         if measures is not None:
             chance = measures["chance"] or {"f1": [], "tolerances": []}
-            for source, more in ((measures, ""), (chance, " by chance")):
+            for source, suffix in ((measures, ""), (chance, " by chance")):
                 for tolerance, share in zip(source["tolerances"], source["f1"], strict=True):
-                    if more or tolerance != TOLERANCE:
-                        rows.setdefault(f"F1 {within(tolerance)}{more}", {})[number] = f"{share:.2%}"
-            others = {
+                    if suffix or tolerance != TOLERANCE:
+                        rows.setdefault(f"F1 {within(tolerance)}{suffix}", {})[number] = f"{share:.2%}"
+            text_by_name = {
                 f"timing error {within(measures['timing_error']['tolerance'])}": timing_text(measures["timing_error"]),
                 "step of first right spike": latency_text(measures["latency"]),
                 f"Victor-Purpura, cost {measures['victor_purpura']['cost']:g}": mean_text(measures["victor_purpura"]),
             }
-            for name, text in others.items():
+            for name, text in text_by_name.items():
                 rows.setdefault(name, {})[number] = text
     return [(name, [cells.get(number, "-") for number in range(len(records))]) for name, cells in rows.items()]
 
@@ -188,7 +188,7 @@ def _table(run_facts: list[dict[str, Any]], columns: int | None) -> str:
                 cells = [text or value for text, value in zip(nodes, values, strict=True)]
             else:
                 cells = [str(value) for value in values]
-            rows.append((key, _short(cells) if key in PATHS and columns is not None else cells))
+            rows.append((key, _shortened_paths(cells) if key in PATHS and columns is not None else cells))
     rows.append(("epochs done", [f"{fact['epochs']} of {fact['settings']['epochs']}" for fact in run_facts]))
     marked = False
     for split in ("training", "validation", "test"):
@@ -217,15 +217,15 @@ def _table(run_facts: list[dict[str, Any]], columns: int | None) -> str:
     rows.append(("backend", [fact["backend"] or "-" for fact in run_facts]))
     rows = [(name, [printable(cell) for cell in cells]) for name, cells in rows]
     widths = [max(len(row[1][i]) for row in rows) for i in range(len(run_facts))]
-    first = max(len(name) for name, _ in rows)
-    lines: list[str] = []
-    for group in _side_by_side(widths, None if columns is None else columns - first):
-        lines += [""] if lines else []
+    name_width = max(len(name) for name, _ in rows)
+    text_lines: list[str] = []
+    for group in _side_by_side(widths, None if columns is None else columns - name_width):
+        text_lines += [""] if text_lines else []
         for name, cells in rows:
             aligned = "  ".join(cells[i].rjust(widths[i]) for i in group)
-            lines.append(f"{name:<{first}}  {aligned}".rstrip())
+            text_lines.append(f"{name:<{name_width}}  {aligned}".rstrip())
     if marked:
-        lines.append(
+        text_lines.append(
             "* not comparable: of other samples, another loss, other label sequences or another synaptic filter"
         )
-    return "\n".join(lines)
+    return "\n".join(text_lines)

@@ -77,7 +77,7 @@ def command(run: Path, psp_gain: str, out: Path, name: str) -> None:
         "network": task.network.notation,
         "backend": trained.backend.name,
     }
-    with folder.begun(config, trained.backend):
+    with folder.new_run(config, trained.backend):
         # The moments belong to gradients of another scale.
         tensors = task.trainer.export_state(task.trainer.init(weights))
         checkpoint.save(folder.files, "last", tensors, {k: x for k, x in info.items() if k not in _OF_FILE}, step=0)

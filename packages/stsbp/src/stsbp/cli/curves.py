@@ -35,7 +35,7 @@ from stsbp.training.curves import by_noise, over_time
 from stsbp.training.evaluate_run import check_on
 from stsbp.training.noise import KINDS, parse_noise
 from stsbp.training.overlap import check_on_other, names_on, warn_of_seen
-from stsbp.training.progress import reporter
+from stsbp.training.progress import choose_reporter
 from stsbp.training.run_folder import RunFolder
 from stsbp.training.timing import Measuring
 from stsbp.training.timing_text import chance_f1, timing_text
@@ -96,7 +96,7 @@ def command(
     check_on(on, split)
     if plot is not None:
         check_plots()
-        PLOT.place(plot)
+        PLOT.target_path(plot)
     folders = [RunFolder(run) for run in runs]
     configs = [folder.read_config() for folder in folders]
     if on is not None:
@@ -106,18 +106,18 @@ def command(
     backend = choose_backend(options)
     loaded = [load_trained(folder, checkpoint, backend, warn=say_warning) for folder in folders]
     amounts = [_amounts(noises, trained.task.inputs.coding) for trained in loaded]
-    show, curve_records = reporter(), []
+    reporter, curve_records = choose_reporter(), []
     try:
         for run, config, trained, noise_amounts in zip(runs, configs, loaded, amounts, strict=True):
             task, coding = trained.task, trained.task.inputs.coding
             if on is None:
                 with names_on(config, data_dir):
-                    split_samples = trained.samples(load_data(config, show.loading, data_dir, True), split)
+                    split_samples = trained.samples(load_data(config, reporter.loading, data_dir, True), split)
             else:
-                split_samples = trained.other_samples(load_test_set(config, on, show.loading, data_dir))
+                split_samples = trained.other_samples(load_test_set(config, on, reporter.loading, data_dir))
             chosen = _subset(split_samples, samples)
-            warn_of_blank(on or config.dataset, coding, {split: chosen}, show, on or config.test_on)
-            shared_count = None if on is None else warn_of_seen(trained, on, chosen, show, str(run))
+            warn_of_blank(on or config.dataset, coding, {split: chosen}, reporter, on or config.test_on)
+            shared_count = None if on is None else warn_of_seen(trained, on, chosen, reporter, str(run))
             size, total = batch_size or config.batch_size, len(chosen)
             record: dict[str, Any] = {"run": str(run), "checkpoint": checkpoint, "step": trained.info["step"]}
             record |= {
@@ -128,7 +128,7 @@ def command(
                 "seed": seed,
             }
             record |= {} if shared_count is None else {"seen_in_training": shared_count}
-            report = _teller(show.loading, str(run), total)
+            report = _progress_callback(reporter.loading, str(run), total)
             record["decoders"] = [] if task.inputs.sequences else list(decoders(task.network.has_readout))
             if not task.inputs.sequences:
                 curve = over_time(task, trained.state, chosen, size, partial(report, "time", 0))
@@ -136,7 +136,7 @@ def command(
             record["noise"] = by_noise(task, trained.state, chosen, size, noise_amounts, seed, report, Measuring())
             curve_records.append(record)
     finally:
-        show.close()
+        reporter.close()
     if as_json:
         for record in curve_records:
             click.echo(json.dumps(record))
@@ -154,9 +154,13 @@ def _amounts(noises: Sequence[str], coding: Coding) -> dict[str, list[float]]:
     return amounts_by_kind
 
 
-def _teller(loading: Callable[[str, int, int], None], run: str, total: int) -> Callable[[str, float, int], None]:
+def _progress_callback(
+    loading: Callable[[str, int, int], None], run: str, total: int
+) -> Callable[[str, float, int], None]:
     """A function that reports what is measured, the current amount of noise and the number of finished samples."""
-    return lambda kind, amount, done: loading(f"{run}: {kind} {amount:g}" if amount else f"{run}: {kind}", done, total)
+    return lambda noise_name, amount, samples_done: loading(
+        f"{run}: {noise_name} {amount:g}" if amount else f"{run}: {noise_name}", samples_done, total
+    )
 
 
 def _subset(samples: Split, count: int | None) -> Split:
@@ -172,7 +176,7 @@ def _subset(samples: Split, count: int | None) -> Split:
     return Subset(samples, np.linspace(0, len(samples) - 1, count).round().astype(np.int64))
 
 
-def _figure(record: dict[str, Any]) -> str:
+def _measure(record: dict[str, Any]) -> str:
     """The quality measure of a run: that of classes, or that of spike trains."""
     return "accuracy" if "time" in record else "f1"
 
@@ -185,7 +189,7 @@ def _by_noise(curve_records: Sequence[dict[str, Any]]) -> dict[tuple[str, str], 
     groups: dict[tuple[str, str], list[dict[str, Any]]] = {}
     for record in curve_records:
         for name in record["noise"]:
-            groups.setdefault((name, _figure(record)), []).append(record)
+            groups.setdefault((name, _measure(record)), []).append(record)
     return groups
 
 
@@ -195,6 +199,7 @@ def _meaning(name: str, records: Sequence[dict[str, Any]]) -> str:
 
 
 def _text(curve_records: Sequence[dict[str, Any]]) -> str:
+    """Tables with a column for each run: accuracy and operations after each step, and quality by amount of noise."""
     names = [record["run"] for record in curve_records]
     parts = [
         f"{r['run']}: {r['samples']} {r['split']} samples of {r['dataset']}, after update {r['step']}"
@@ -202,8 +207,8 @@ def _text(curve_records: Sequence[dict[str, Any]]) -> str:
     ]
     timed = [record for record in curve_records if "time" in record]
     if timed:
-        for decoder, key in enumerate(("accuracy", "accuracy_spike_count")):
-            rules = "/".join(dict.fromkeys(record["decoders"][decoder] for record in timed))
+        for decoder_index, key in enumerate(("accuracy", "accuracy_spike_count")):
+            rules = "/".join(dict.fromkeys(record["decoders"][decoder_index] for record in timed))
             parts += ["", f"accuracy after so many steps, {rules}:"]
             parts += _table("step", [(r["run"], {m["step"]: f"{m[key]:.2%}" for m in r["time"]}) for r in timed])
         parts += ["", "synaptic operations of a sample up to then (spikes of all neurons):"]
@@ -214,11 +219,13 @@ def _text(curve_records: Sequence[dict[str, Any]]) -> str:
         parts += ["", "step from which on the answer stays the same, mean:"]
         width = max(map(len, names))
         parts += [f"  {record['run']:<{width}}  {record['settled']:.2f}" for record in timed]
-    for (name, key), having in _by_noise(curve_records).items():
-        parts += ["", f"{_NAMES[key]} by {name} ({_meaning(name, having)}):"]
-        parts += _table(name, [(r["run"], {e["amount"]: f"{e[key]:.2%}" for e in r["noise"][name]}) for r in having])
+    for (name, key), group_records in _by_noise(curve_records).items():
+        parts += ["", f"{_NAMES[key]} by {name} ({_meaning(name, group_records)}):"]
+        parts += _table(
+            name, [(r["run"], {e["amount"]: f"{e[key]:.2%}" for e in r["noise"][name]}) for r in group_records]
+        )
         if key == "f1":
-            parts += _spike_times(name, having)
+            parts += _spike_times(name, group_records)
     return "\n".join(parts)
 
 
@@ -248,8 +255,8 @@ def _table(first: str, columns: Sequence[tuple[str, dict[Any, str]]]) -> list[st
     rows = [[name, *(cells.get(key, "-") for key in keys)] for name, cells in columns]
     widths = [max(map(len, column)) for column in (row_names, *rows)]
     return [
-        "  " + "  ".join(cell.rjust(width) for cell, width in zip(line, widths, strict=True))
-        for line in zip(row_names, *rows, strict=True)
+        "  " + "  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True))
+        for row in zip(row_names, *rows, strict=True)
     ]
 
 
@@ -258,34 +265,36 @@ def _plot(curve_records: Sequence[dict[str, Any]], losses: Sequence[str], path: 
     timed = any("time" in record for record in curve_records)
     panels = [("time", "step", "accuracy", "steps until the decision")] if timed else []
     panels += [("time", "operations", "accuracy", "synaptic operations until the decision")] if timed else []
-    for (name, key), having in _by_noise(curve_records).items():
-        panels.append((name, "amount", key, f"{name}: {_meaning(name, having)}"))
+    for (name, key), group_records in _by_noise(curve_records).items():
+        panels.append((name, "amount", key, f"{name}: {_meaning(name, group_records)}"))
     columns = min(3, len(panels))
     figure = new_figure(4 * columns, 0.4 + 3 * -(-len(panels) // columns))
     axes = figure.subplots(-(-len(panels) // columns), columns, squeeze=False).ravel()
-    short = [Path(record["run"]).name for record in curve_records]
+    short_names = [Path(record["run"]).name for record in curve_records]
     # Seeds of two experiments may have the same names.
-    runs = short if len({*short}) == len(short) else [record["run"] for record in curve_records]
+    runs = short_names if len({*short_names}) == len(short_names) else [record["run"] for record in curve_records]
     # Legends leave out names that begin with an underscore, as that of a folder may.
     names = [escape_dollars(f"{loss}, {run}") for run, loss in zip(runs, losses, strict=True)]
-    lines: dict[str, Any] = {}
+    plot_lines: dict[str, Any] = {}
     for panel in axes[len(panels) :]:
         panel.set_axis_off()
     for panel, (curve, x, key, axis_text) in zip(axes, panels, strict=False):
         for number, (record, name) in enumerate(zip(curve_records, names, strict=True)):
             rows = record["noise"].get(curve, []) if x == "amount" else record.get(curve, [])
-            if rows and _figure(record) == key:
+            if rows and _measure(record) == key:
                 y = [100 * row[key] for row in rows]
-                (lines[name],) = panel.plot([row[x] for row in rows], y, marker=".", color=f"C{number}")
+                (plot_lines[name],) = panel.plot([row[x] for row in rows], y, marker=".", color=f"C{number}")
                 chances = [chance_f1(row["measures"]) for row in rows if key == "f1" and "measures" in row]
                 if len(chances) == len(rows) and None not in chances:
                     shares = [100 * share for share in chances if share is not None]
-                    (lines["F1 by chance"],) = panel.plot([row[x] for row in rows], shares, ":", color=f"C{number}")
+                    (plot_lines["F1 by chance"],) = panel.plot(
+                        [row[x] for row in rows], shares, ":", color=f"C{number}"
+                    )
         if x == "step" or curve == "jitter":
             panel.xaxis.get_major_locator().set_params(integer=True)
         panel.set_xlabel(axis_text, fontsize=7)
         panel.set_ylabel(f"{_NAMES[key]}, %", fontsize=8)
         panel.tick_params(labelsize=7)
         panel.grid(color="0.9")
-    axes[0].legend([*lines.values()], [*lines], fontsize=7)
+    axes[0].legend([*plot_lines.values()], [*plot_lines], fontsize=7)
     save(figure, path)

@@ -32,7 +32,7 @@ from stsbp.processes.group import join
 from stsbp.training.build import TOLERANCE, decoders
 from stsbp.training.evaluate import Evaluation
 from stsbp.training.evaluate_run import EvaluationRequest, evaluate_run
-from stsbp.training.progress import shown_by
+from stsbp.training.progress import group_reporter
 from stsbp.training.run_folder import RunFolder
 from stsbp.training.timing import Measuring
 from stsbp.training.trained import load_trained
@@ -143,7 +143,7 @@ def command(
         )
         trained = load_trained(folder, checkpoint, backend, group, warn=say_warning)
         group.compare_settings({"sha256": trained.info["sha256"]})
-        evaluated = evaluate_run(trained, request, shown_by(group))
+        evaluated = evaluate_run(trained, request, group_reporter(group))
     if not group.leads:
         return
     if as_json:
@@ -196,28 +196,28 @@ def _rates(means: dict[str, Any]) -> list[str]:
 
 
 def _text(evaluation: Evaluation, split: str, classes: tuple[str, ...], network: NetworkSpec, tolerance: int) -> str:
-    means, (nearest, counted) = evaluation.means(), decoders(network.has_readout)
+    means, (rule, count_rule) = evaluation.means(), decoders(network.has_readout)
     names = [name if len(name) <= 10 else name[:9] + "." for name in map(printable, classes)]
     width = max(5, *(len(name) for name in names), len(str(int(evaluation.confusion.max()))))
-    lines = [
+    text_lines = [
         f"{split}: {means['samples']} samples, {means['samples'] / max(1e-9, evaluation.sums.seconds):.0f} a second",
-        f"accuracy  {means['accuracy']:.2%}  {nearest}",
-        f"          {means['accuracy_spike_count']:.2%}  {counted}",
+        f"accuracy  {means['accuracy']:.2%}  {rule}",
+        f"          {means['accuracy_spike_count']:.2%}  {count_rule}",
         f"loss      {means['loss']:.4f}",
     ]
     if evaluation.followed:
-        lines.append("outputs and the label sequences of their classes:")
+        text_lines.append("outputs and the label sequences of their classes:")
         followed = [*_followed(means, evaluation.followed, tolerance), *_spike_times(evaluation, means)]
-        lines += (f"  {line}" for line in followed)
-    lines += _rates(means)
+        text_lines += (f"  {text_line}" for text_line in followed)
+    text_lines += _rates(means)
     if len(classes) > _MOST_SHOWN:
-        return "\n".join([*lines, f"The confusion matrix of {len(classes):,} classes is in the output of --json."])
-    lines += [
-        f"confusion matrix (row: true class, column: {nearest}, last column: recall):",
+        return "\n".join([*text_lines, f"The confusion matrix of {len(classes):,} classes is in the output of --json."])
+    text_lines += [
+        f"confusion matrix (row: true class, column: {rule}, last column: recall):",
         "  " + " " * width + "".join(f" {name:>{width}}" for name in names),
     ]
     for k, (name, row) in enumerate(zip(names, evaluation.confusion.tolist(), strict=True)):
         cells = "".join(f" {count or '.':>{width}}" for count in row)
         recall = f"{row[k] / sum(row):.1%}" if any(row) else "-"
-        lines.append(f"  {name:>{width}}{cells}  {recall:>6}")
-    return "\n".join(lines)
+        text_lines.append(f"  {name:>{width}}{cells}  {recall:>6}")
+    return "\n".join(text_lines)

@@ -40,7 +40,7 @@ from stsbp.training.build import Inputs, check_typed, check_typed_labels, cut_va
 from stsbp.training.initial import pinned
 from stsbp.training.loop import Stopped, first_state, stop_on_signals
 from stsbp.training.overlap import warn_of_borrowed_tests, warn_of_other_settings, warn_of_trained_tests
-from stsbp.training.progress import PlainReporter, shown_by
+from stsbp.training.progress import PlainReporter, group_reporter
 from stsbp.training.run_folder import RunFolder
 from stsbp.training.tensorboard import require
 
@@ -202,29 +202,29 @@ def _configs(name: str, dataset: str | None, given_options: dict[str, Any]) -> t
 
 
 def _load(config: RunConfig, group: Group) -> Dataset:
-    show = shown_by(group)
+    reporter = group_reporter(group)
     try:
-        data = load_dataset(config, show.loading)
+        data = load_dataset(config, reporter.loading)
         for note in data.notes:
-            show.note(note)
+            reporter.note(note)
         return data
     finally:
-        show.close()
+        reporter.close()
 
 
 def _overlaps(experiment: Experiment, backend: AbstractBackend, group: Group) -> list[str]:
     """Warn of test samples that the networks are trained on, blank data, and weights of other settings. Returns the
     warnings."""
-    show, config, data = shown_by(group), experiment.config, experiment.data
+    reporter, config, data = group_reporter(group), experiment.config, experiment.data
     try:
         return [
-            *warn_of_blank(config.dataset, data.inputs.coding, data.splits(), show, config.test_on),
-            *warn_of_trained_tests(config, data, show),
-            *warn_of_other_settings(config, show),
-            *warn_of_borrowed_tests(config, data, backend, show),
+            *warn_of_blank(config.dataset, data.inputs.coding, data.splits(), reporter, config.test_on),
+            *warn_of_trained_tests(config, data, reporter),
+            *warn_of_other_settings(config, reporter),
+            *warn_of_borrowed_tests(config, data, backend, reporter),
         ]
     finally:
-        show.close()
+        reporter.close()
 
 
 def _json(summary: dict[str, Any]) -> str:

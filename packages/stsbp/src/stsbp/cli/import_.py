@@ -32,7 +32,7 @@ from stsbp.interop.nir_reader import NirGraph, read_graph
 from stsbp.training.build import Data, build_loss, build_neuron, build_task, check_typed_labels, load_data
 from stsbp.training.initial import pinned
 from stsbp.training.loop import begin_with
-from stsbp.training.progress import reporter
+from stsbp.training.progress import choose_reporter
 from stsbp.training.run_folder import RunFolder
 
 __all__ = ["OF_THE_FILE", "command", "said_step"]
@@ -119,20 +119,20 @@ def command(
     config = pinned(absolute(config))
     surrogate = build_neuron(config).surrogate
     choices = Choices(_step_of(graph, file, dt), reset, config.tau_s, surrogate, config.weight_bits, threshold_above)
-    show = reporter()
+    reporter = choose_reporter()
     try:
-        data = load_data(config, show.loading)
+        data = load_data(config, reporter.loading)
         for note in data.dataset.notes:
-            show.note(note)
+            reporter.note(note)
         check_typed_labels(config, data.inputs, given_options)
         run_messages += _other_classes(graph, file, data)
         built = _built(file, graph, config, data, choices)
         task = build_task(built.config, data.inputs, NumpyBackend(), len(data.train))
         messages = [*run_messages, *_import_messages(built.imported, task.network)]
-        with folder.begun(built.config, task.backend):
-            begin_with(built.imported.weights, task, data, folder, show)
+        with folder.new_run(built.config, task.backend):
+            begin_with(built.imported.weights, task, data, folder, reporter)
     finally:
-        show.close()
+        reporter.close()
     for message in messages:
         say(message)
     name = click.format_filename(as_argument(out))

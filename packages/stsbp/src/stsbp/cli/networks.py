@@ -73,6 +73,6 @@ def command(
         from stsbp.plots import PLOT, check_plots, plot_network
 
         check_plots()
-        PLOT.place(plot_file)
+        PLOT.target_path(plot_file)
         plot_network(network, plot_file)
     say(network.table())

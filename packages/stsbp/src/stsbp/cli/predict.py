@@ -43,7 +43,7 @@ from stsbp.datasets.registry import info_of, is_known
 from stsbp.errors import ConfigError, DataError, printable
 from stsbp.files import GIGABYTE, read_regular, real
 from stsbp.training.build import Inputs, decoders, load_data
-from stsbp.training.progress import reporter
+from stsbp.training.progress import choose_reporter
 from stsbp.training.run_folder import RunFolder
 from stsbp.training.trained import Predicted, Trained, load_trained
 
@@ -173,7 +173,7 @@ def command(
         # Imported here, like the modules below, because only this option needs it.
         from stsbp.report.page import PAGE
 
-        PAGE.place(draw)
+        PAGE.target_path(draw)
     folder = RunFolder(run)
     config = folder.read_config()
     limit_threads(config.threads if threads is None else threads)
@@ -187,11 +187,11 @@ def command(
     samples += _of_data_set(trained, split, numbers, data_dir) if numbers else []
     batch, lengths = _batch([sample.inputs for sample in samples], inputs, config.steps)
     if draw is not None:
-        from stsbp.report.collect import look
+        from stsbp.report.collect import run_samples
         from stsbp.report.page import page, samples_section, threshold_of
 
         titles = [path.name for path in files] + [sample.title for sample in samples[len(files) :]]
-        views = look(trained.task, trained.state, titles, batch, lengths=lengths)
+        views = run_samples(trained.task, trained.state, titles, batch, lengths=lengths)
         names = inputs.classes or [str(n) for n in range(inputs.outputs)]
         threshold = threshold_of(trained.task.network)
         title = f"Read by the network in {run.name}"
@@ -233,11 +233,11 @@ def _of_data_set(trained: Trained, split: str, numbers: Sequence[int], data_dir:
     Raises:
         ConfigError: the split has fewer samples, or the data are not those of the run.
     """
-    show = reporter()
+    reporter = choose_reporter()
     try:
-        chosen = trained.samples(load_data(trained.settings, show.loading, data_dir, True), split)
+        chosen = trained.samples(load_data(trained.settings, reporter.loading, data_dir, True), split)
     finally:
-        show.close()
+        reporter.close()
     if max(numbers) >= len(chosen):
         raise ConfigError(f"--sample {max(numbers)}: the {split} split has the samples 0 to {len(chosen) - 1}")
     batch, labels = trained.task.batch(chosen, np.array(numbers))

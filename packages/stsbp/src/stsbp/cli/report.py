@@ -9,7 +9,7 @@ import click
 from stsbp.cli import COMMANDS, Globals, PathName
 from stsbp.cli.common import Choice, checkpoint_option, choose_backend, limit_threads, say, say_warning, threads_option
 from stsbp.report.write import ReportRequest, report_path, write_report
-from stsbp.training.progress import reporter
+from stsbp.training.progress import choose_reporter
 from stsbp.training.run_folder import RunFolder
 from stsbp.training.trained import load_trained
 
@@ -55,5 +55,5 @@ def command(
     config = folder.read_config()
     limit_threads(config.threads if threads is None else threads)
     trained = load_trained(folder, checkpoint, choose_backend(options), warn=say_warning)
-    write_report(trained, folder, checkpoint, path, request, reporter())
+    write_report(trained, folder, checkpoint, path, request, choose_reporter())
     say(click.format_filename(path))

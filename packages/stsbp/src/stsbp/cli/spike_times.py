@@ -42,20 +42,20 @@ def spike_times_text(means: Mapping[str, Any], by_neuron: Mapping[str, Any]) -> 
         by_neuron: measures of each output neuron (`SpikeTiming.record_by_neuron`).
     """
     measures = means["measures"]
-    lines = [*_aligned(share_rows(measures)), *_aligned(measure_rows(measures, means))]
+    text_lines = [*_aligned(share_rows(measures)), *_aligned(measure_rows(measures, means))]
     if len(by_neuron["neurons"]) > 1:
-        lines.append(_extremes(measures["tolerances"], by_neuron))
-    return [*lines, chance_text(measures)]
+        text_lines.append(_extremes(measures["tolerances"], by_neuron))
+    return [*text_lines, chance_text(measures)]
 
 
 def _aligned(rows: Sequence[Sequence[str]]) -> list[str]:
     """Rows of cells as lines. The first and the last column begin at the left."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    ends = (0, len(widths) - 1)
+    outer_columns = (0, len(widths) - 1)
     return [
         "  ".join(
-            cell.ljust(width) if place in ends else cell.rjust(width)
-            for place, (cell, width) in enumerate(zip(row, widths, strict=True))
+            cell.ljust(width) if index in outer_columns else cell.rjust(width)
+            for index, (cell, width) in enumerate(zip(row, widths, strict=True))
         ).rstrip()
         for row in rows
     ]
@@ -63,7 +63,7 @@ def _aligned(rows: Sequence[Sequence[str]]) -> list[str]:
 
 def _extremes(tolerances: Sequence[int], by_neuron: Mapping[str, Any]) -> str:
     """The output neurons with the lowest and the highest F1, at the tolerance of 1 step or the next larger one."""
-    place = reference_tolerance(tolerances)
-    ranked = sorted(zip(by_neuron["f1"][place], by_neuron["neurons"], strict=True), key=lambda pair: pair[0])
+    index = reference_tolerance(tolerances)
+    ranked = sorted(zip(by_neuron["f1"][index], by_neuron["neurons"], strict=True), key=lambda pair: pair[0])
     (low, first), (high, last) = ranked[0], ranked[-1]
-    return f"F1 {within(tolerances[place])} by neuron: {low:.2%} ({first}) to {high:.2%} ({last})"
+    return f"F1 {within(tolerances[index])} by neuron: {low:.2%} ({first}) to {high:.2%} ({last})"

@@ -41,7 +41,7 @@ from stsbp.training.build import TOLERANCE, decoders
 from stsbp.training.execute import Caller, execute
 from stsbp.training.loop import Outcome, Stopped, stop_on_signals
 from stsbp.training.plan import SAME, check_resume, plan_run, settings_sources, shared, typed_settings
-from stsbp.training.progress import shown_by
+from stsbp.training.progress import group_reporter
 from stsbp.training.run_folder import RunFolder
 
 __all__ = ["command"]
@@ -130,7 +130,7 @@ def command(
         caller = Caller(sys.argv, _resume_command, partial(stop_on_signals, deadline if group.leads else None))
         try:
             # All processes follow the clock of rank 0.
-            outcome, task = execute(plan, sources, backend, group, shown_by(group), caller, overwrite=overwrite)
+            outcome, task = execute(plan, sources, backend, group, group_reporter(group), caller, overwrite=overwrite)
         except Stopped as stopped:
             if group.leads:
                 with contextlib.suppress(OSError):
@@ -152,8 +152,8 @@ def _after_restart(resume: str | None, out: Path | None, overwrite: bool) -> tup
     Raises:
         ConfigError: torchrun may restart the run, and would then not find its folder.
     """
-    restarts, most = (_count(f"TORCHELASTIC_{name}") for name in ("RESTART_COUNT", "MAX_RESTARTS"))
-    if most and out is None and resume is None:
+    restarts, max_restarts = (_count(f"TORCHELASTIC_{name}") for name in ("RESTART_COUNT", "MAX_RESTARTS"))
+    if max_restarts and out is None and resume is None:
         raise ConfigError("torchrun --max-restarts continues in the folder of the run; name that folder with --out")
     if restarts and resume is None and out is not None:
         return (SAME, False) if RunFolder(out).is_run else (None, overwrite)
@@ -174,7 +174,7 @@ def _resume_command(folder: RunFolder) -> str:
 
 def _result(folder: RunFolder, outcome: Outcome, *, has_readout: bool) -> None:
     test, best = outcome.test, outcome.best
-    nearest, counted = decoders(has_readout)
+    rule, count_rule = decoders(has_readout)
     if not test:
         click.echo("no test set (--no-test): nothing was tested")
     elif "accuracy" not in test:
@@ -184,8 +184,8 @@ def _result(folder: RunFolder, outcome: Outcome, *, has_readout: bool) -> None:
         )
     else:
         click.echo(
-            f"test accuracy {test['accuracy']:.2%} ({nearest}), {test['accuracy_spike_count']:.2%} "
-            f"({counted}), loss {test['loss']:.4f}, {test['samples']} samples"
+            f"test accuracy {test['accuracy']:.2%} ({rule}), {test['accuracy_spike_count']:.2%} "
+            f"({count_rule}), loss {test['loss']:.4f}, {test['samples']} samples"
         )
         if "f1" in test:
             click.echo(

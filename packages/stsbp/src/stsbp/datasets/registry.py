@@ -85,9 +85,9 @@ class _Datasets(Mapping[str, DatasetInfo]):
         return _info(_BUILT_IN[name])
 
 
-def _info(place: str) -> DatasetInfo:
+def _info(location: str) -> DatasetInfo:
     """The `DatasetInfo` of a module of this project, `MODULE:NAME`."""
-    module, _, attribute = place.partition(":")
+    module, _, attribute = location.partition(":")
     info: DatasetInfo = getattr(importlib.import_module(f"stsbp.datasets.{module}"), attribute)
     return info
 
@@ -159,7 +159,7 @@ def info_of(name: str) -> DatasetInfo:
     Raises:
         DataError: there is no such data set, or it has no such option.
     """
-    return _read(name)[0]
+    return _parse_name(name)[0]
 
 
 def steps_of(name: str, data_dir: str) -> int | None:
@@ -175,7 +175,7 @@ def steps_of(name: str, data_dir: str) -> int | None:
         return count(expanded(Path(path)))
 
 
-def _read(name: str) -> tuple[DatasetInfo, str, dict[str, str]]:
+def _parse_name(name: str) -> tuple[DatasetInfo, str, dict[str, str]]:
     """The data set of a name, the argument after the name, and the options."""
     named = named_path(name)
     if named is not None:
@@ -269,7 +269,7 @@ def load(
     check_seed(seed)
     if not (binning is None or isinstance(binning, EventBinning)):
         raise DataError(f"binning is an EventBinning, got {shown(binning)}")
-    info, argument, options = _read(name) if info is None else (info, "", {})
+    info, argument, options = _parse_name(name) if info is None else (info, "", {})
     if info.argument and not argument:
         raise DataError(f"{name} needs a name after a colon: {info.synopsis}")
     named = named_path(name)

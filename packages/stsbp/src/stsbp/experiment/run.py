@@ -38,7 +38,7 @@ from stsbp.training.evaluate import evaluate
 from stsbp.training.loop import StopRequest, import_checkpoint, is_over, resumed, stop_together, train
 from stsbp.training.metrics import read_records
 from stsbp.training.operations import synaptic_operations
-from stsbp.training.progress import Reporter, shown_by
+from stsbp.training.progress import Reporter, group_reporter
 from stsbp.training.run_folder import RunFolder
 
 __all__ = ["FORMAT", "VALIDATION_SHARE", "Experiment", "same_command", "with_validation"]
@@ -105,7 +105,7 @@ class Experiment:
             if any(not _OWN.fullmatch(entry.name) for entry in path.iterdir()):
                 raise FileError(f"{path} is not empty and holds no experiment; choose another --out")
             for name, kind in _FILES.items():
-                kind.place(path / name)
+                kind.target_path(path / name)
         folder.check_writable()
         if (
             overwrite
@@ -227,17 +227,17 @@ class Experiment:
                     yield stored_results[seed]
                 continue
             # Each seed gets a new reporter, so that its bar starts again.
-            show, task = shown_by(group), self.task(seed, backend, group)
+            reporter, task = group_reporter(group), self.task(seed, backend, group)
             try:
-                show.note(f"seed {seed} ({number} of {len(self.seeds)}), {folder.path}")
+                reporter.note(f"seed {seed} ({number} of {len(self.seeds)}), {folder.path}")
                 if is_changed:
-                    show.warn(
+                    reporter.warn(
                         f"{self.json}: the results of seed {seed} were edited or damaged, because they do not match "
                         "their digest; they are measured again"
                     )
                 if not is_over:
                     with folder.lock(parent) if parent is not None else contextlib.nullcontext():
-                        _train(task, self.data, folder, show, stop)
+                        _train(task, self.data, folder, reporter, stop)
                 if parent is not None and reported is None:
                     reported = self.reported(folder)
                     if reported is None:
@@ -246,12 +246,12 @@ class Experiment:
                             f"{folder.path} was removed or replaced just after its run ended; put it back, or run "
                             f"{same_command(sys.argv)} again to train that seed anew"
                         )
-                figures = _figures(task, self.data, folder, reported, show, stop)
+                figures = _figures(task, self.data, folder, reported, reporter, stop)
                 if figures is not None:
                     figures = {"seed": seed, **figures}
                     yield {**figures, "digest": records.digest_of(figures)}
             finally:
-                show.close()
+                reporter.close()
 
     def reported(self, folder: RunFolder) -> Checkpoint | None:
         """The checkpoint whose results are reported: the one of the best epoch in validation, else of the last epoch.
@@ -308,7 +308,7 @@ def _has_layers(figures: dict[str, Any], network: NetworkSpec, inputs: Inputs) -
     return set(figures["rates"]) == layers and ("accuracy" in figures) != inputs.sequences
 
 
-def _train(task: Task, data: Data, folder: RunFolder, show: Reporter, stop: StopRequest) -> None:
+def _train(task: Task, data: Data, folder: RunFolder, reporter: Reporter, stop: StopRequest) -> None:
     saved = None
     if task.group.leads:
         saved = checkpoint.load(folder.path, "last") if folder.has_checkpoint else None
@@ -320,12 +320,12 @@ def _train(task: Task, data: Data, folder: RunFolder, show: Reporter, stop: Stop
         step = 0 if saved is None else int(saved.info["step"])
         folder.note_start(task.backend, sys.argv, step, task.group.size)
         if saved is not None:
-            show.note(f"continuing {folder.path} after update {step}")
-    train(task, data, folder, show, stop, saved)
+            reporter.note(f"continuing {folder.path} after update {step}")
+    train(task, data, folder, reporter, stop, saved)
 
 
 def _figures(
-    task: Task, data: Data, folder: RunFolder, reported: Checkpoint | None, show: Reporter, stop: StopRequest
+    task: Task, data: Data, folder: RunFolder, reported: Checkpoint | None, reporter: Reporter, stop: StopRequest
 ) -> dict[str, Any] | None:
     """The reported results of a run: validation and test at the reported epoch, test at the last epoch, and cost.
 
@@ -333,14 +333,14 @@ def _figures(
     """
 
     def on_progress(samples_done: int) -> None:
-        show.loading("evaluating test", samples_done, len(data.test))
+        reporter.loading("evaluating test", samples_done, len(data.test))
         stop_together(stop, task.group, clock=False)
 
     state = _shared_state(task, folder, reported)
     test = evaluate(task, state, data.test, task.config.batch_size, on_progress)
     if reported is None:
         return None
-    entries = read_records(folder.path, task.config, show.warn)
+    entries = read_records(folder.path, task.config, reporter.warn)
     evaluations = [r for r in entries if r["kind"] == "evaluation" and _has_layers(r, task.network, task.inputs)]
     tests = [r for r in evaluations if r["split"] == "test"]
     seconds = [r["seconds"] for r in entries if r["kind"] == "epoch"]

@@ -72,5 +72,5 @@ def export(trained: Trained, name: str, form: str, out: Path, options: dict[str,
     check_options(form, options)
     about = About(name, trained.info["sha256"], trained.settings.steps, trained.names)
     exported = program(trained.network, trained.weights)
-    lines: list[str] = list(importlib.import_module(FORMS[form]).write(exported, about, out, **options))
-    return lines
+    messages: list[str] = list(importlib.import_module(FORMS[form]).write(exported, about, out, **options))
+    return messages

@@ -69,7 +69,7 @@ def write(
 
 def _check_own(path: Path) -> None:
     """Raise `FileError` if `path` is a file that was not written by an export."""
-    target = NIR_FILE.place(path)
+    target = NIR_FILE.target_path(path)
     if not target.is_file() or not target.stat().st_size:
         return
     try:

@@ -134,7 +134,7 @@ def read_graph(path: Path, limits: Limits | None = None) -> NirGraph:
     except DataError as error:
         raise DataError(f"{path}: {error}") from error
     except (ValueError, LookupError) as error:
-        reason = records.why(error) if isinstance(error, ValueError) else "its parts do not fit together"
+        reason = records.reason(error) if isinstance(error, ValueError) else "its parts do not fit together"
         raise DataError(f"{path} is not read as a NIR graph: {reason}") from error
 
 

@@ -19,7 +19,7 @@ from stsbp.training.build import TOLERANCE, Task
 from stsbp.training.prefetch import prefetched
 from stsbp.training.timing import Measuring, OtherTargets, SpikeTiming
 
-__all__ = ["Sample", "Survey", "choose", "look", "survey"]
+__all__ = ["Sample", "Survey", "choose", "run_samples", "survey"]
 
 SHOWN = 3
 """Number of samples of each kind."""
@@ -50,7 +50,7 @@ class Survey:
 
 
 def survey(
-    task: Task, state: TrainState, split: Split, batch_size: int, between: Callable[[int], None] | None = None
+    task: Task, state: TrainState, split: Split, batch_size: int, on_progress: Callable[[int], None] | None = None
 ) -> Survey:
     """Run a whole split, and record the result for each sample."""
     n = len(split)
@@ -61,9 +61,9 @@ def survey(
     timing = None if task.network.has_readout else SpikeTiming(task, n, Measuring())
 
     def load(part: Int64) -> tuple[Batch[Inputs], Int64, list[OtherTargets]]:
-        return *task.batch(split, part), [] if timing is None else timing.others(split, part)
+        return *task.batch(split, part), [] if timing is None else timing.other_targets(split, part)
 
-    for part, (batch, labels, others) in prefetched(load, parts):
+    for part, (batch, labels, other_targets) in prefetched(load, parts):
         outputs = predict(batch.inputs, task.config.steps).spikes
         if task.inputs.sequences:
             matches = match_spikes(outputs, batch.targets, TOLERANCE, batch.lengths)
@@ -73,9 +73,9 @@ def survey(
             nearest[part] = nearest_sequence(task.distances(outputs, batch.lengths))
             scores[part] = nearest[part] == labels
         if timing is not None:
-            timing.add(outputs, batch, labels, others, None if task.inputs.sequences else nearest[part])
-        if between is not None:
-            between(int(part[-1]) + 1)
+            timing.add(outputs, batch, labels, other_targets, None if task.inputs.sequences else nearest[part])
+        if on_progress is not None:
+            on_progress(int(part[-1]) + 1)
     return Survey(split.labels[:], None if task.inputs.sequences else nearest, scores, timing)
 
 
@@ -91,6 +91,7 @@ def choose(surveyed: Survey, count: int = SHOWN) -> tuple[list[int], list[int]]:
     chosen = []
     for is_correct in (False, True):
         candidates = [i for i in range(n) if (pairs[i][0] == pairs[i][1]) == is_correct]
+        # First one sample of each pair of true and decoded class, so that few samples show many kinds of mistakes.
         first_of_pair = {pairs[i]: i for i in reversed(candidates)}
         firsts = set(first_of_pair.values())
         chosen.append([*sorted(firsts), *islice((i for i in candidates if i not in firsts), count)][:count])
@@ -122,7 +123,7 @@ class Sample:
     score: float | None
 
 
-def look(
+def run_samples(
     task: Task,
     state: TrainState,
     names: Sequence[str],
@@ -146,6 +147,7 @@ def look(
     weights = {k.removeprefix("weight/"): x for k, x in exported.items() if k.startswith("weight/")}
     layers = task.backend.run(task.network, weights, inputs, task.config.steps).layers
     outputs, potentials = layers[task.network.blocks[-1].name]
+    # A readout has no spikes; its class follows from the potentials.
     decoded: AnyArray = potentials if task.network.has_readout else outputs
     distances = None if task.inputs.sequences else task.distances(decoded, lengths)
     nearest = None if distances is None else nearest_sequence(distances)

@@ -101,7 +101,7 @@ class Content:
         self.folder, self.config, self.network = folder, config, network
         self.starts, self.classes = starts, classes
         # Lines for another network or task can only come from a damaged file.
-        layers, key = {block.name for block in network.blocks}, self.figure[0]
+        layers, key = {block.name for block in network.blocks}, self.measure[0]
         weights = {projection.name for projection in network.graph.projections}
         self.history = [record["history"] for record in records if record["kind"] == "history"]
         self.records = [
@@ -120,7 +120,7 @@ class Content:
         self.notes: Sequence[str] = ()
 
     @property
-    def figure(self) -> tuple[str, str]:
+    def measure(self) -> tuple[str, str]:
         """Key and name of the quality measure of the network."""
         return ("accuracy", "accuracy") if self.classes else ("f1", f"F1 of spike times {within(TOLERANCE)}")
 
@@ -179,7 +179,7 @@ def _name(content: Content) -> str:
 
 
 def _head(content: Content) -> str:
-    config, (key, name) = content.config, content.figure
+    config, (key, name) = content.config, content.measure
     tests, validations = content.of_kind("evaluation", "test"), content.of_kind("evaluation", "validation")
     epochs = content.of_kind("epoch")
     tiles = []
@@ -207,20 +207,20 @@ def _head(content: Content) -> str:
             ),
         )
     command = next((s["command"] for s in content.starts if isinstance(s.get("command"), list)), None)
-    lines = [
+    html_lines = [
         f"<h1>{escape(_name(content))}</h1>",
         f'<p class="muted">{escape(config.dataset)}, network <code>{escape(str(content.network))}</code>, loss '
         f"{escape(config.loss)}, T = {config.steps}, seed {config.seed}</p>",
         '<div class="tiles">' + "".join(f"<div><b>{a}</b>{escape(b)}</div>" for a, b in tiles) + "</div>",
     ]
     if command is not None:
-        lines.append(f"<p>Made by</p><pre>{escape(command_text(command))}</pre>")
+        html_lines.append(f"<p>Made by</p><pre>{escape(command_text(command))}</pre>")
     frozen = describe_frozen(content.network, frozen_parameters(content.network, config.freeze))
-    lines += [f'<p class="muted">{escape(note)}</p>' for note in (frozen, *content.notes) if note]
-    return "\n".join(lines)
+    html_lines += [f'<p class="muted">{escape(note)}</p>' for note in (frozen, *content.notes) if note]
+    return "\n".join(html_lines)
 
 
-def _figure(caption: str, *parts: str) -> str:
+def _html_figure(caption: str, *parts: str) -> str:
     return f"<figure><figcaption>{caption}</figcaption>{''.join(parts)}</figure>"
 
 
@@ -236,7 +236,7 @@ def _history(content: Content) -> str:
     for name in dict.fromkeys(name for record in content.history for name in record):
         numbers = [number for number, record in enumerate(content.history, 1) if name in record]
         series = [Series(name, numbers, [content.history[number - 1][name] for number in numbers])]
-        figures.append(_figure(escape(name), svg.lines(escape(name), "record", series)))
+        figures.append(_html_figure(escape(name), svg.lines(escape(name), "record", series)))
     explanation = "Numbers of the loop that trained the network before it was saved as a run, in their order."
     return f'<h2>History</h2><p class="muted">{explanation}</p><div class="row">{"".join(figures)}</div>'
 
@@ -246,25 +246,25 @@ def _curves(content: Content) -> str:
         if content.history:
             return ""
         return '<h2>Learning</h2><p class="muted">No epoch is complete yet.</p>'
-    key, name = content.figure
+    key, name = content.measure
     loss, quality = _over_epochs(content, "loss"), _over_epochs(content, key)
     epochs = content.of_kind("epoch")
     norm = [Series("mean", [r["epoch"] for r in epochs], [r["gradient_norm"] for r in epochs])]
     norm.append(Series("largest", [r["epoch"] for r in epochs], [r["largest_gradient_norm"] for r in epochs]))
     rate = [Series("learning rate", [r["epoch"] for r in epochs], [r["learning_rate"] for r in epochs])]
     figures = [
-        _figure(
+        _html_figure(
             f"Loss ({escape(content.config.loss)}), mean over samples",
             svg.lines("loss", "epoch", loss),
             svg.legend(loss),
         ),
-        _figure(
+        _html_figure(
             escape(name[:1].upper() + name[1:]),
             svg.lines(name, "epoch", quality, percent=True, zero=False),
             svg.legend(quality),
         ),
-        _figure("Gradient norm before clipping", svg.lines("gradient norm", "epoch", norm), svg.legend(norm)),
-        _figure("Learning rate at the end of the epoch", svg.lines("learning rate", "epoch", rate)),
+        _html_figure("Gradient norm before clipping", svg.lines("gradient norm", "epoch", norm), svg.legend(norm)),
+        _html_figure("Learning rate at the end of the epoch", svg.lines("learning rate", "epoch", rate)),
     ]
     config = content.config
     disturbances = [
@@ -281,16 +281,18 @@ def _curves(content: Content) -> str:
 def _confusion(content: Content, counts: Int64) -> str:
     cells = np.argwhere(counts).tolist()
     mistakes = [(int(counts[i, j]), content.classes[i], content.classes[j]) for i, j in cells if i != j]
-    most = sorted(mistakes, key=lambda entry: -entry[0])[:8]
-    rows = "".join(f'<tr><td>{escape(a)}</td><td>{escape(b)}</td><td class="n">{n}</td></tr>' for n, a, b in most)
+    most_frequent = sorted(mistakes, key=lambda entry: -entry[0])[:8]
+    rows = "".join(
+        f'<tr><td>{escape(a)}</td><td>{escape(b)}</td><td class="n">{n}</td></tr>' for n, a, b in most_frequent
+    )
     table = f"<table><tr><th>class</th><th>read as</th><th>samples</th></tr>{rows}</table>" if rows else "<p>None.</p>"
     total, wrong = int(counts.sum()), sum(n for n, _, _ in mistakes)
     return (
         f"<h2>Confusion matrix</h2><p>{escape(content.split)} split, {escape(content.checkpoint)}: {wrong} of {total} "
         "samples read wrong. A row is a true class, a column the class of the "
         f'{decoders(content.network.has_readout)[0]}.</p><div class="row">'
-        + _figure("Samples", svg.matrix(counts, content.classes))
-        + _figure("Most frequent mistakes", table)
+        + _html_figure("Samples", svg.matrix(counts, content.classes))
+        + _html_figure("Most frequent mistakes", table)
         + "</div>"
     )
 
@@ -299,7 +301,7 @@ def _spike_times(content: Content, measures: Mapping[str, Any]) -> str:
     explanation = f"{escape(content.split)} split, {escape(content.checkpoint)}. "
     explanation += "Targets are the label sequences of the classes. " if content.classes else ""
     explanation += chance_text(measures)
-    figures = [_figure(escape(f.caption), *f.parts) for f in spike_time_figures(measures, content.by_neuron)]
+    figures = [_html_figure(escape(f.caption), *f.parts) for f in spike_time_figures(measures, content.by_neuron)]
     return (
         f'<h2>Spike times</h2><p class="muted">{explanation}</p><div class="row">{"".join(figures)}</div>'
         + spike_time_table(measure_rows(measures, {}))
@@ -341,22 +343,22 @@ def samples_section(
 
 def _card(sample: Sample, names: Sequence[str], threshold: float | None) -> str:
     targets = np.zeros_like(sample.outputs) if sample.targets is None else sample.targets
-    heading, why = (_story if threshold is not None else _readout_story)(sample, names)
+    heading, explanation = (_story if threshold is not None else _readout_story)(sample, names)
     strong = [i for i in (sample.label, sample.nearest) if i is not None]
     figures = [_input(sample)]
     if sample.distances is not None and sample.nearest is not None:
         pale = [] if sample.label is None else [sample.label]
-        shown, caption = _nearest(sample.distances, [sample.nearest, *pale])
+        shown, caption = _drawn_classes(sample.distances, [sample.nearest, *pale])
         chart = svg.bars(
             sample.distances[shown],
             [names[i] for i in shown],
             [shown.index(sample.nearest)],
             [shown.index(i) for i in pale],
         )
-        figures.append(_figure(caption if threshold is not None else "Loss of each class", chart))
+        figures.append(_html_figure(caption if threshold is not None else "Loss of each class", chart))
     if threshold is not None:
         drawn = "Output over target" if sample.targets is not None else "Output spikes"
-        figures.append(_figure(f"{drawn}, by step", svg.raster(sample.outputs, targets, names, strong)))
+        figures.append(_html_figure(f"{drawn}, by step", svg.raster(sample.outputs, targets, names, strong)))
     neurons = _neurons(sample, targets)
     drawing = svg.traces(
         sample.potentials[:, neurons],
@@ -365,9 +367,9 @@ def _card(sample: Sample, names: Sequence[str], threshold: float | None) -> str:
         [names[i] for i in neurons],
         [_colour(sample, i) for i in neurons],
     )
-    figures.append(_figure("Membrane potentials of output neurons, by step", drawing))
+    figures.append(_html_figure("Membrane potentials of output neurons, by step", drawing))
     drawings = f'<div class="row">{"".join(figures)}</div>'
-    return f'<div class="card"><h3>{escape(heading)}</h3><p>{escape(why)}</p>{drawings}</div>'
+    return f'<div class="card"><h3>{escape(heading)}</h3><p>{escape(explanation)}</p>{drawings}</div>'
 
 
 def _colour(sample: Sample, neuron: int) -> str:
@@ -377,12 +379,12 @@ def _colour(sample: Sample, neuron: int) -> str:
     return "var(--target)" if neuron == sample.label else "var(--muted)"
 
 
-def _nearest(distances: Float64, always: Sequence[int]) -> tuple[list[int], str]:
-    """Classes whose distances are drawn, and a caption: all if they are few, else the nearest ones and `always`."""
+def _drawn_classes(distances: Float64, required: Sequence[int]) -> tuple[list[int], str]:
+    """Classes whose distances are drawn, and a caption: all if they are few, else the nearest ones and `required`."""
     if len(distances) <= _MANY:
         return list(range(len(distances))), "Distance to each label sequence"
-    near = [int(i) for i in np.argsort(distances, kind="stable")[:_MANY]]
-    return sorted({*near, *always}), f"Distance to the nearest of {len(distances)} label sequences"
+    nearest_classes = [int(i) for i in np.argsort(distances, kind="stable")[:_MANY]]
+    return sorted({*nearest_classes, *required}), f"Distance to the nearest of {len(distances)} label sequences"
 
 
 def _neurons(sample: Sample, targets: Any) -> list[int]:
@@ -394,9 +396,9 @@ def _neurons(sample: Sample, targets: Any) -> list[int]:
         else:
             wrong = -(sample.outputs != targets).sum(axis=0, dtype=np.int64)
         return [int(i) for i in np.argsort(wrong, kind="stable")[:4]]
-    near = [int(i) for i in np.argsort(sample.distances, kind="stable")[:2]]
+    nearest_classes = [int(i) for i in np.argsort(sample.distances, kind="stable")[:2]]
     first = [i for i in (sample.label, sample.nearest) if i is not None]
-    return list(dict.fromkeys([*first, *near]))[:3]
+    return list(dict.fromkeys([*first, *nearest_classes]))[:3]
 
 
 def _story(sample: Sample, names: Sequence[str]) -> tuple[str, str]:
@@ -408,53 +410,53 @@ def _story(sample: Sample, names: Sequence[str]) -> tuple[str, str]:
             text += f", {int(sample.targets.sum())} target spikes"
         score = "" if sample.score is None else f": F1 {sample.score:.1%} {within(TOLERANCE)}"
         return f"{sample.name}{score}", text + "."
-    distances, read = sample.distances, sample.nearest
+    distances, answer = sample.distances, sample.nearest
     if sample.label is None:
-        second = int(np.argsort(distances, kind="stable")[1]) if len(distances) > 1 else read
+        second = int(np.argsort(distances, kind="stable")[1]) if len(distances) > 1 else answer
         text = (
-            f"The nearest label sequence is that of {names[read]}, at {distances[read]:.4g}; next is {names[second]}, "
-            f"at {distances[second]:.4g}."
+            f"The nearest label sequence is that of {names[answer]}, at {distances[answer]:.4g}; next is "
+            f"{names[second]}, at {distances[second]:.4g}."
         )
-        return f"{sample.name}: {names[read]}", text + _tie(distances)
+        return f"{sample.name}: {names[answer]}", text + _tie(distances)
     label = sample.label
     text = f"The neuron of {names[label]} spikes {_times(counts[label])}"
     if sample.targets is not None:
         text += f" ({int(sample.targets[:, label].sum())} wanted)"
-    if label == read:
+    if label == answer:
         text += f"; distance {distances[label]:.4g}."
         return f"{sample.name}: {names[label]}, read right", text + _tie(distances)
-    text += f", the neuron of {names[read]} spikes {_times(counts[read])}"
+    text += f", the neuron of {names[answer]} spikes {_times(counts[answer])}"
     if sample.targets is not None:
-        text += f" ({int(sample.targets[:, read].sum())} wanted)"
-    label_distance, read_distance = float(distances[label]), float(distances[read])
+        text += f" ({int(sample.targets[:, answer].sum())} wanted)"
+    label_distance, answer_distance = float(distances[label]), float(distances[answer])
     if equally_near(distances[None])[0, label]:
         text += f". Both label sequences are equally far ({label_distance:.4g}); then the lowest class is the answer."
     else:
-        text += f". So the output is nearer to the sequence of {names[read]} ({read_distance:.4g}) than to that of "
+        text += f". So the output is nearer to the sequence of {names[answer]} ({answer_distance:.4g}) than to that of "
         text += f"{names[label]} ({label_distance:.4g})."
-    return f"{sample.name}: {names[label]}, read as {names[read]}", text
+    return f"{sample.name}: {names[label]}, read as {names[answer]}", text
 
 
 def _readout_story(sample: Sample, names: Sequence[str]) -> tuple[str, str]:
     """The same for a sample of a network with a readout."""
     assert sample.distances is not None
     assert sample.nearest is not None
-    read, label, losses = sample.nearest, sample.label, sample.distances
-    text = f"The loss of {names[read]} is the least, {losses[read]:.4g}"
+    answer, label, losses = sample.nearest, sample.label, sample.distances
+    text = f"The loss of {names[answer]} is the least, {losses[answer]:.4g}"
     if label is None:
-        return f"{sample.name}: {names[read]}", text + "."
-    if label == read:
+        return f"{sample.name}: {names[answer]}", text + "."
+    if label == answer:
         return f"{sample.name}: {names[label]}, read right", text + "."
     return (
-        f"{sample.name}: {names[label]}, read as {names[read]}",
+        f"{sample.name}: {names[label]}, read as {names[answer]}",
         f"{text}; that of {names[label]} {losses[label]:.4g}.",
     )
 
 
 def _tie(distances: Float64) -> str:
     """A note, if several label sequences are equally near and the answer is the first of them."""
-    near = int(equally_near(distances[None]).sum())
-    return f" {near} label sequences are equally far: the lowest class is the answer." if near > 1 else ""
+    count = int(equally_near(distances[None]).sum())
+    return f" {count} label sequences are equally far: the lowest class is the answer." if count > 1 else ""
 
 
 def _times(count: int) -> str:
@@ -465,18 +467,18 @@ def _input(sample: Sample) -> str:
     x = sample.inputs
     if x.ndim == 1:
         values = Series("value", range(len(x)), x.tolist())
-        return _figure("Input", svg.lines("input values", "number of the input", [values]))
+        return _html_figure("Input", svg.lines("input values", "number of the input", [values]))
     if x.ndim == 3:
-        return _figure("Input", svg.image(x, "input image"))
+        return _html_figure("Input", svg.image(x, "input image"))
     if x.ndim == 2:
-        return _figure("Input spikes, by step", svg.spikes(x))
+        return _html_figure("Input spikes, by step", svg.spikes(x))
     counts = x.sum(axis=0, dtype=np.int64)
     if len(counts) == 2:
         picture = np.minimum(255, counts).astype(np.uint8)
-        return _figure("Input (red: ON, blue: OFF)", svg.image(picture, "input events, summed over time"))
+        return _html_figure("Input (red: ON, blue: OFF)", svg.image(picture, "input events, summed over time"))
     summed = counts.sum(axis=0, keepdims=True)
     picture = (255 * summed // max(1, int(summed.max()))).astype(np.uint8)
-    return _figure("Input spikes, summed (white: most)", svg.image(picture, "input spikes, summed over time"))
+    return _html_figure("Input spikes, summed (white: most)", svg.image(picture, "input spikes, summed over time"))
 
 
 def _layers(content: Content) -> str:
@@ -486,13 +488,13 @@ def _layers(content: Content) -> str:
     if epochs:
         rates = [Series(name, [r["epoch"] for r in epochs], [r["rates"][name] for r in epochs]) for name in layers]
         chart = svg.lines("spike rates", "epoch", rates)
-        figures.append(_figure("Spikes per neuron and step of each layer, in training", chart, svg.legend(rates)))
+        figures.append(_html_figure("Spikes per neuron and step of each layer, in training", chart, svg.legend(rates)))
     counted = [r for r in epochs if set(layers) <= set(r.get("zeroed", ()))]
     if any(share > 0 for r in counted for share in r["zeroed"].values()):
         shares = [Series(name, [r["epoch"] for r in counted], [r["zeroed"][name] for r in counted]) for name in layers]
         chart = svg.lines("share of zeroed errors", "epoch", shares)
         caption = "Share of each layer's errors that the error grid of reproducible precision zeroed"
-        figures.append(_figure(caption, chart, svg.legend(shares)))
+        figures.append(_html_figure(caption, chart, svg.legend(shares)))
     grids = dict(content.grids)
     measured = [r for r in steps if all(np.isfinite(r["grids"][name]["headroom"]) for name in layers)]
     if measured:
@@ -501,7 +503,7 @@ def _layers(content: Content) -> str:
         ]
         chart = svg.lines("exactness headroom", "update", rooms, floor=0.0)
         caption = "Exactness headroom in bits: at 0 or above, sums are exact"
-        figures.append(_figure(caption, chart, svg.legend(rooms)))
+        figures.append(_html_figure(caption, chart, svg.legend(rooms)))
         grids = grids or dict(measured[-1]["grids"])
     rows = []
     for block in content.network.blocks:
@@ -509,10 +511,10 @@ def _layers(content: Content) -> str:
         bits = f"{grid['bits']:.0f} of {block.synapse.weight_bits}" if grid else str(block.synapse.weight_bits)
         room = f"{grid['headroom']:+.2f}" if grid else f"at least {block.guaranteed_headroom:+.2f}"
         shape = " x ".join(map(str, block.output_shape))
-        read = content.network.graph.projections_to(block.population)
-        names = {block.name, *(projection.name for projection in read)}
+        projections = content.network.graph.projections_to(block.population)
+        names = {block.name, *(projection.name for projection in projections)}
         layer_parameters = [p for name, p in content.network.parameters.items() if name.split(".")[0] in names]
-        adds = sum(projection.multiply_adds for projection in read)
+        adds = sum(projection.multiply_adds for projection in projections)
         cells = [f"{sum(int(np.prod(p.shape)) for p in layer_parameters):,}", f"{adds:,}", bits, room]
         cells += [_learned(content, block.name)] if content.learned else []
         rows.append(
@@ -558,8 +560,8 @@ def _repetition(content: Content) -> tuple[str, str]:
         return "To repeat the run in Python", _call_again(str(first_command[0]), content)
     if first_command and next((word for word in first_command[1:] if word in _MAKES), "") in ("import", "convert"):
         # The settings do not contain the weights that the run began with.
-        later = [*train, "--resume", as_argument(content.folder), "--epochs", str(content.config.epochs)]
-        commands = [command_text(first_command), *([shlex.join(later)] if len(content.starts) > 1 else [])]
+        resume_command = [*train, "--resume", as_argument(content.folder), "--epochs", str(content.config.epochs)]
+        commands = [command_text(first_command), *([shlex.join(resume_command)] if len(content.starts) > 1 else [])]
         return "To repeat the run, replace its folder by a new one here", "\n".join(commands)
     return "To repeat the run", shlex.join([*train, "--config", str(content.folder / "config.toml")])
 

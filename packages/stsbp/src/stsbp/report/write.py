@@ -11,7 +11,7 @@ from stsbp_spec.models.encoders.packed import unpacked
 from stsbp.config import RunConfig
 from stsbp.errors import ConfigError, DataError
 from stsbp.files import real
-from stsbp.report.collect import Sample, choose, look, survey
+from stsbp.report.collect import Sample, choose, run_samples, survey
 from stsbp.report.page import PAGE, Content, render
 from stsbp.training.build import load_data
 from stsbp.training.metrics import read_records
@@ -55,14 +55,15 @@ def report_path(run: Path, out: Path | None = None) -> Path:
     Raises:
         FileError: there is a file that no report is, or it cannot be written.
     """
-    place = run if run.name not in ("", "..") else real(run)
-    path = place.parent / f"{place.name}.html" if out is None else out
-    PAGE.place(path)
+    named_run = run if run.name not in ("", "..") else real(run)
+    path = named_run.parent / f"{named_run.name}.html" if out is None else out
+    # Checked before samples are computed, which can take minutes.
+    PAGE.target_path(path)
     return path
 
 
 def write_report(
-    trained: Trained, folder: RunFolder, checkpoint: str, path: Path, request: ReportRequest, show: Reporter
+    trained: Trained, folder: RunFolder, checkpoint: str, path: Path, request: ReportRequest, reporter: Reporter
 ) -> None:
     """Write the report of a run as one HTML file. The reporter is closed at the end.
 
@@ -71,7 +72,7 @@ def write_report(
         folder, checkpoint: folder of the run, and the name of the checkpoint that was read.
         path: the file (`report_path`).
         request: what to show.
-        show: shows the progress.
+        reporter: shows the progress.
 
     Raises:
         DataError: the data are missing or malformed.
@@ -79,19 +80,19 @@ def write_report(
         FileError: the file cannot be written.
     """
     try:
-        content = _content(trained, folder, checkpoint, show)
+        content = _content(trained, folder, checkpoint, reporter)
         if request.samples:
-            _add_samples(content, trained, request, show)
+            _add_samples(content, trained, request, reporter)
     finally:
-        show.close()
+        reporter.close()
     PAGE.write(path, render(content).encode())
 
 
-def _content(trained: Trained, folder: RunFolder, checkpoint: str, show: Reporter) -> Content:
+def _content(trained: Trained, folder: RunFolder, checkpoint: str, reporter: Reporter) -> Content:
     """What the report says without samples."""
     task, info, weights = trained.task, trained.info, trained.state.weights
-    lines = read_records(folder.path, trained.settings, show.warn)
-    content = Content(folder.path, trained.settings, task.network, lines, folder.starts(), trained.names)
+    entries = read_records(folder.path, trained.settings, reporter.warn)
+    content = Content(folder.path, trained.settings, task.network, entries, folder.starts(), trained.names)
     content.checkpoint = f"checkpoint {checkpoint} ({info['epoch']} complete epochs, update {info['step']})"
     content.grids = {
         projection.name: {"bits": grid.bits, "headroom": grid.headroom}
@@ -106,34 +107,34 @@ def _content(trained: Trained, folder: RunFolder, checkpoint: str, show: Reporte
     return content
 
 
-def _add_samples(content: Content, trained: Trained, request: ReportRequest, show: Reporter) -> None:
+def _add_samples(content: Content, trained: Trained, request: ReportRequest, reporter: Reporter) -> None:
     """Add the confusion matrix, and correctly and wrongly classified samples."""
     task, config, split = trained.task, trained.settings, request.split_of(trained.settings)
     try:
-        data = load_data(config, show.loading, request.data_dir, True, trained.given)
+        data = load_data(config, reporter.loading, request.data_dir, True, trained.given)
     except DataError as error:
         raise DataError(f"{error}\n(--no-samples makes the report without the data set)") from error
     chosen = trained.samples(data, split)
-    outputs_of_split = survey(
+    surveyed = survey(
         task,
         trained.state,
         chosen,
         config.batch_size,
-        lambda done: show.loading(f"running {split}", done, len(chosen)),
+        lambda samples_done: reporter.loading(f"running {split}", samples_done, len(chosen)),
     )
     content.split, content.notes = split, data.dataset.notes
-    if outputs_of_split.timing is not None:
-        content.measures = outputs_of_split.timing.record()
-        content.by_neuron = outputs_of_split.timing.record_by_neuron()
+    if surveyed.timing is not None:
+        content.measures = surveyed.timing.record()
+        content.by_neuron = surveyed.timing.record_by_neuron()
     classes = len(trained.names)
-    content.confusion = outputs_of_split.confusion(classes) if classes else None
-    kinds: list[list[Sample]] = []
-    for numbers in choose(outputs_of_split):
+    content.confusion = surveyed.confusion(classes) if classes else None
+    wrong_and_right: list[list[Sample]] = []
+    for numbers in choose(surveyed):
         if not numbers:
-            kinds.append([])
+            wrong_and_right.append([])
             continue
         batch, labels = task.batch(chosen, np.array(numbers))
         names = [f"{split} sample {n}" for n in numbers]
         shown = unpacked(batch.inputs), batch.targets, labels.tolist(), batch.lengths
-        kinds.append(look(task, trained.state, names, *shown))
-    content.wrong, content.right = kinds
+        wrong_and_right.append(run_samples(task, trained.state, names, *shown))
+    content.wrong, content.right = wrong_and_right

@@ -57,30 +57,32 @@ class Augmentation:
 
 
 @overload
-def augment(inputs: UInt8, indices: Int64, *, seed: int, epoch: int, how: Augmentation) -> UInt8: ...
+def augment(inputs: UInt8, indices: Int64, *, seed: int, epoch: int, augmentation: Augmentation) -> UInt8: ...
 @overload
-def augment(inputs: PackedFrames, indices: Int64, *, seed: int, epoch: int, how: Augmentation) -> PackedFrames: ...
-def augment(inputs: Inputs, indices: Int64, *, seed: int, epoch: int, how: Augmentation) -> Inputs:
+def augment(
+    inputs: PackedFrames, indices: Int64, *, seed: int, epoch: int, augmentation: Augmentation
+) -> PackedFrames: ...
+def augment(inputs: Inputs, indices: Int64, *, seed: int, epoch: int, augmentation: Augmentation) -> Inputs:
     """Distort each sample.
 
     Args:
         inputs: images `[B, C, H, W]`, or frames `[T, B, C, H, W]` or `[T, B, N]`. Frames may also be bits.
         indices: numbers of the samples, `[B]`.
         seed, epoch: seed and epoch of the random numbers.
-        how: the distortions.
+        augmentation: the distortions.
 
     Returns:
         New inputs of the same form, channels-last in memory; or `inputs` itself if no distortion is on.
     """
-    if not how.moves:
+    if not augmentation.moves:
         return inputs
     if len(inputs.shape) == 3:
-        return _as_pictures(inputs, indices, seed, epoch, how)
+        return _as_pictures(inputs, indices, seed, epoch, augmentation)
     height, width = inputs.shape[-2:]
-    rows, columns = _sources(indices, seed, epoch, how, height, width)
+    rows, columns = _sources(indices, seed, epoch, augmentation, height, width)
     inside = (rows >= 0) & (rows < height) & (columns >= 0) & (columns < width)
-    if how.cutout:
-        inside &= ~_hole(indices, seed, epoch, how.cutout, height, width)
+    if augmentation.cutout:
+        inside &= ~_hole(indices, seed, epoch, augmentation.cutout, height, width)
     source = np.where(inside, rows * width + columns, 0).reshape(len(indices), -1)
     if isinstance(inputs, PackedFrames):
         return PackedFrames(_gathered(inputs.bits, source, inside), inputs.steps)
@@ -89,11 +91,11 @@ def augment(inputs: Inputs, indices: Int64, *, seed: int, epoch: int, how: Augme
     return gathered if inputs.ndim == 5 else gathered[0]
 
 
-def _as_pictures(inputs: Inputs, indices: Int64, seed: int, epoch: int, how: Augmentation) -> Inputs:
+def _as_pictures(inputs: Inputs, indices: Int64, seed: int, epoch: int, augmentation: Augmentation) -> Inputs:
     """Frames `[T, B, N]` as pictures `[B, 1, T, N]`."""
     if isinstance(inputs, PackedFrames):
-        return PackedFrames.of(augment(inputs.unpacked(), indices, seed=seed, epoch=epoch, how=how))
-    pictures = augment(inputs.swapaxes(0, 1)[:, None], indices, seed=seed, epoch=epoch, how=how)
+        return PackedFrames.of(augment(inputs.unpacked(), indices, seed=seed, epoch=epoch, augmentation=augmentation))
+    pictures = augment(inputs.swapaxes(0, 1)[:, None], indices, seed=seed, epoch=epoch, augmentation=augmentation)
     return np.ascontiguousarray(pictures[:, 0].swapaxes(0, 1))
 
 

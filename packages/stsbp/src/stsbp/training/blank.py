@@ -19,7 +19,7 @@ _AT_ONCE = 16
 
 
 def warn_of_blank(
-    name: str, coding: Coding, splits: Mapping[str, Split], show: Reporter, test_on: str = ""
+    name: str, coding: Coding, splits: Mapping[str, Split], reporter: Reporter, test_on: str = ""
 ) -> list[str]:
     """Warn of each split of the data set `name` in which every value of every sample is 0. Returns the warnings.
 
@@ -37,7 +37,7 @@ def warn_of_blank(
             remedy = "check the unit of the times, or give another --window-ms"
         samples_text = f"the only {part} sample" if len(split) == 1 else f"all {len(split):,} {part} samples"
         texts.append(f"{samples_text} of {its_name} {'is' if len(split) == 1 else 'are'} {content}; {remedy}")
-        show.warn(texts[-1])
+        reporter.warn(texts[-1])
     return texts
 
 

@@ -62,10 +62,10 @@ __all__ = [
     "cut_validation",
     "decoders",
     "has_test_of_training",
+    "indices_of_part",
     "load_data",
     "load_dataset",
     "load_test_set",
-    "of_part",
     "own_flushes",
     "padded",
     "updates_per_epoch",
@@ -106,9 +106,9 @@ class Inputs:
 
     def __str__(self) -> str:
         labels = f"{self.neurons} target spike trains" if self.sequences else f"{len(self.classes)} classes"
-        kind = "images" if self.coding == "direct" else "events"
+        inputs_text = "images" if self.coding == "direct" else "events"
         counts = f" and counts up to {self.input_max}" if self.input_max > 1 else ""
-        return f"{kind} of shape {list(self.shape)}{counts} with {labels}"
+        return f"{inputs_text} of shape {list(self.shape)}{counts} with {labels}"
 
     def unlike(self, other: Inputs) -> str:
         """These properties as text. If `other` has the same inputs, the text says that the classes have other names."""
@@ -209,8 +209,8 @@ class Data:
             digest.update(split.labels.astype("<i8").tobytes())
             if (lengths := lengths_of(split)) is not None:
                 digest.update(lengths.astype("<i8").tobytes())
-            some = np.unique(np.linspace(0, len(split) - 1, min(16, len(split))).astype(np.int64))
-            digest.update(split.inputs(some).tobytes())
+            sample_indices = np.unique(np.linspace(0, len(split) - 1, min(16, len(split))).astype(np.int64))
+            digest.update(split.inputs(sample_indices).tobytes())
             if self.inputs.sequences:
                 for targets in _all_targets(split):
                     digest.update(targets.tobytes())
@@ -220,8 +220,8 @@ class Data:
 def load_data(
     config: RunConfig,
     progress: ProgressCallback | None = None,
-    moved: str | None = None,
-    begun: bool = False,
+    moved_data_dir: str | None = None,
+    has_begun: bool = False,
     given: DatasetInfo | None = None,
 ) -> Data:
     """Load the data set of a run, and separate its validation samples.
@@ -229,8 +229,8 @@ def load_data(
     Args:
         config: the settings of the run.
         progress: function that receives the progress of reading.
-        moved: where the data are now, if the run's own settings are no longer correct.
-        begun: whether the run was begun before, so that its data may have moved. An error then says how to continue.
+        moved_data_dir: where the data are now, if the run's own settings are no longer correct.
+        has_begun: whether the run began before, so that its data may have moved. An error then says how to continue.
         given: arrays that take the place of the data set; None: the data set has a name.
 
     Raises:
@@ -239,14 +239,14 @@ def load_data(
     """
     if given is not None:
         return cut_validation(load_dataset(config, progress, given), config)
-    if moved is None:
-        return cut_validation(_load_of_run(config, progress, begun), config)
+    if moved_data_dir is None:
+        return cut_validation(_load_of_run(config, progress, has_begun), config)
     named = _named_to_move(config)
     if named is None:
-        return cut_validation(load_dataset(config.model_copy(update={"data_dir": moved}), progress), config)
-    moved_config = config.model_copy(update={"data_dir": "", "dataset": named[0] + moved})
+        return cut_validation(load_dataset(config.model_copy(update={"data_dir": moved_data_dir}), progress), config)
+    moved_config = config.model_copy(update={"data_dir": "", "dataset": named[0] + moved_data_dir})
     dataset = load_dataset(moved_config, progress)
-    note = f"read from {moved} instead of {named[1]}"
+    note = f"read from {moved_data_dir} instead of {named[1]}"
     return cut_validation(dataclasses.replace(dataset, notes=(note, *dataset.notes)), config)
 
 
@@ -255,7 +255,7 @@ def _named_to_move(config: RunConfig) -> tuple[str, Path] | None:
     return None if config.test_on and named_path(config.test_on) is None else named_path(config.dataset)
 
 
-def _load_of_run(config: RunConfig, progress: ProgressCallback | None, begun: bool) -> Dataset:
+def _load_of_run(config: RunConfig, progress: ProgressCallback | None, has_begun: bool) -> Dataset:
     """Load the data set of a run from the place in its settings. An error says what to do about a lost path."""
     try:
         return load_dataset(config, progress)
@@ -274,7 +274,7 @@ def _load_of_run(config: RunConfig, progress: ProgressCallback | None, begun: bo
         if lost is None:
             named = _named_to_move(config)
             data_path = Path(config.data_dir) if named is None else named[1]
-            if not begun or not data_path.parts or data_path.expanduser().exists():
+            if not has_begun or not data_path.parts or data_path.expanduser().exists():
                 raise
             raise DataError(
                 f"{error}\nWhen the run began, its data were in {data_path}. If they have moved, give their new "
@@ -300,21 +300,21 @@ def load_dataset(
     info = info_of(config.dataset)
     changed = [
         key
-        for kind, settings in RECORDING_SETTINGS.items()
+        for data_property, settings in RECORDING_SETTINGS.items()
         for key in settings
-        if not getattr(info, kind) and getattr(config, key) != RunConfig.model_fields[key].default
+        if not getattr(info, data_property) and getattr(config, key) != RunConfig.model_fields[key].default
     ]
     if changed:
-        kind, recording_kind = (
+        data_property, recording_kind = (
             ("saccades", "recordings of saccades") if info.recordings else ("recordings", "recordings")
         )
-        applicable = ", ".join(other.name for other in known_infos() if getattr(other, kind))
+        applicable = ", ".join(known_info.name for known_info in known_infos() if getattr(known_info, data_property))
         raise ConfigError(
             f"{', '.join(changed)} apply only to {recording_kind} ({applicable}), not to {config.dataset}"
         )
     names = [config.dataset, *([config.test_on] if config.test_on else [])]
     if config.image_size and not any(info_of(name).resizable for name in names):
-        applicable = ", ".join(other.name for other in known_infos() if other.resizable)
+        applicable = ", ".join(known_info.name for known_info in known_infos() if known_info.resizable)
         raise ConfigError(f"image_size applies only to folders of images ({applicable}), not to {' or '.join(names)}")
     if not config.test and (config.test_on or config.holdout):
         raise ConfigError("test = false (--no-test) means that there is no test set: leave out test_on and holdout")
@@ -358,7 +358,7 @@ def load_test_set(
     return _load(config, name, data_dir, progress, only_test=True, info=given)
 
 
-def _load(config: RunConfig, name: str, data_dir: str, progress: ProgressCallback | None, **which: Any) -> Dataset:
+def _load(config: RunConfig, name: str, data_dir: str, progress: ProgressCallback | None, **selection: Any) -> Dataset:
     return load(
         name,
         data_dir=Path(data_dir) if data_dir else None,
@@ -371,7 +371,7 @@ def _load(config: RunConfig, name: str, data_dir: str, progress: ProgressCallbac
         # One of the data sets that are trained and tested on may have samples of a fixed size.
         image_size=config.image_size or None if info_of(name).resizable else None,
         progress=progress,
-        **which,
+        **selection,
     )
 
 
@@ -445,18 +445,18 @@ def has_test_of_training(name: str) -> bool:
     return info_of(name).default_holdout is None
 
 
-def _tested_on(dataset: Dataset, other: Dataset) -> Dataset:
+def _tested_on(dataset: Dataset, test_dataset: Dataset) -> Dataset:
     """`dataset` with the samples of another data set as its test set."""
-    inputs, test_inputs = Inputs.of(dataset), Inputs.of(other)
+    inputs, test_inputs = Inputs.of(dataset), Inputs.of(test_dataset)
     if inputs != test_inputs:
         raise ConfigError(
-            f"{dataset.name} cannot be tested on {other.name}: it has {inputs}, but the other has "
+            f"{dataset.name} cannot be tested on {test_dataset.name}: it has {inputs}, but the other has "
             f"{test_inputs.unlike(inputs)}"
         )
-    skipped = f", {len(other.skipped)} malformed ones left out" if other.skipped else ""
-    note = f"tested on {len(other.test)} samples of {other.name}{skipped}"
+    skipped = f", {len(test_dataset.skipped)} malformed ones left out" if test_dataset.skipped else ""
+    note = f"tested on {len(test_dataset.test)} samples of {test_dataset.name}{skipped}"
     return dataclasses.replace(
-        dataset, test=other.test, notes=(*dataset.notes, note), skipped=(*dataset.skipped, *other.skipped)
+        dataset, test=test_dataset.test, notes=(*dataset.notes, note), skipped=(*dataset.skipped, *test_dataset.skipped)
     )
 
 
@@ -517,9 +517,9 @@ def _is_padded(config: RunConfig) -> bool:
     parse: Callable[..., object] = partial(parse_layers, config.net, outputs=None, dropout=config.dropout, **shared)
     if is_nodes(config.net):
         parse = partial(parse_nodes, config.net, **shared)
-    plain = parse(padding="valid")
+    valid_network = parse(padding="valid")
     try:
-        return plain != parse(padding="same")
+        return valid_network != parse(padding="same")
     except NetworkError:
         return True
 
@@ -567,8 +567,10 @@ def own_flushes(config: RunConfig) -> tuple[str, ...]:
     if config.loss_model:
         user_defined.append(build_loss(config))
     warned = [str(flush) for definition in user_defined for flush in flushes_of(definition)]
-    if (more := len(warned) - _MOST_FLUSHES) > 1:
-        warned[_MOST_FLUSHES:] = [f"{more} more operations of the same kind; stsbp equations names all of them"]
+    if (further_count := len(warned) - _MOST_FLUSHES) > 1:
+        warned[_MOST_FLUSHES:] = [
+            f"{further_count} more operations of the same kind; stsbp equations names all of them"
+        ]
     return tuple(warned)
 
 
@@ -648,7 +650,7 @@ class Task:
         With `part`, the inputs are only those of a part of the samples, for this process. If the part is empty, the
         input is one silent sample.
         """
-        part_indices = indices if part is None else of_part(indices, part)
+        part_indices = indices if part is None else indices_of_part(indices, part)
         inputs = split.stored(part_indices)
         if part is not None and not part.count:
             inputs = packed.silent(inputs)
@@ -688,10 +690,13 @@ class Task:
         """
         if not self.inputs.sequences:
             distances, losses = self.distances.with_loss(spikes, targets, labels, lengths)
-            nearest = nearest_sequence(distances)
-            counted = spike_count(spikes, lengths)
-            correct = {"correct": int((nearest == labels).sum()), "correct_by_count": int((counted == labels).sum())}
-            return Score(nearest, correct, losses)
+            nearest_class = nearest_sequence(distances)
+            count_class = spike_count(spikes, lengths)
+            correct = {
+                "correct": int((nearest_class == labels).sum()),
+                "correct_by_count": int((count_class == labels).sum()),
+            }
+            return Score(nearest_class, correct, losses)
         followed, loss = self.followed(spikes, targets, tolerance, lengths), self.trainer.loss
         known_losses = [followed.distances[name] for name, metric in _METRICS.items() if metric == loss]
         losses = known_losses[0] if known_losses else loss.distances(spikes, targets, self.network.output_psp, lengths)
@@ -732,7 +737,7 @@ def padded(batch: Batch[packed.Inputs]) -> float:
     return len(batch.lengths) - int(batch.lengths.sum()) / len(batch.targets)
 
 
-def of_part(indices: Int64, part: BatchSlice) -> Int64:
+def indices_of_part(indices: Int64, part: BatchSlice) -> Int64:
     """The indices `[B]` of a batch's samples that are in a part of it. For an empty part, the first, to be silenced."""
     return indices[part.first : part.end] if part.count else indices[:1]
 
@@ -761,7 +766,7 @@ def updates_per_epoch(config: RunConfig, samples: int) -> int:
     return math.ceil(samples / config.batch_size)
 
 
-def _check_moved(inputs: Inputs) -> None:
+def _check_augmentable(inputs: Inputs) -> None:
     """Raise `ConfigError` unless inputs of a row of neurons may move in time and between neurons."""
     if inputs.coding == "direct":
         raise ConfigError("inputs without rows and columns cannot be shifted, reflected or bent: leave augment_* out")
@@ -797,7 +802,7 @@ def build_task(
     """
     augmentation = build_augmentation(config)
     if len(inputs.shape) != 3 and augmentation.moves:
-        _check_moved(inputs)
+        _check_augmentable(inputs)
     network = build_network(config, inputs)
     loss = build_loss(config)
     if loss.of_potentials and inputs.sequences:

@@ -100,7 +100,7 @@ def load(folder: Path, name: str) -> Checkpoint:
     try:
         header = records.read(records.Description, description)
     except ValueError as error:
-        raise _damaged(path, records.why(error), name) from error
+        raise _damaged(path, records.reason(error), name) from error
     file = header.file
     # The name follows from the other fields. Another name could lead out of the folder, or to another checkpoint's
     # file.
@@ -235,7 +235,7 @@ def _part(record_type: type[records.R], info: Mapping[str, Any], folder: Path, n
     try:
         return records.read(record_type, info)
     except ValueError as error:
-        raise _damaged(folder / f"{name}.json", records.why(error), name) from error
+        raise _damaged(folder / f"{name}.json", records.reason(error), name) from error
 
 
 def _file_name(name: str, step: int, digest: str) -> str:

@@ -54,7 +54,7 @@ class OverTime:
 
 
 def over_time(
-    task: Task, state: TrainState, split: Split, batch_size: int, between: Callable[[int], None] | None = None
+    task: Task, state: TrainState, split: Split, batch_size: int, on_progress: Callable[[int], None] | None = None
 ) -> OverTime:
     """Determine the class after each step, from the outputs until then.
 
@@ -62,7 +62,7 @@ def over_time(
         task, state: the trained network. Its labels must be classes.
         split: the samples.
         batch_size: number of samples at a time.
-        between: called after each batch with the number of finished samples. It may raise an error to stop.
+        on_progress: called after each batch with the number of finished samples. It may raise an error to stop.
     """
     total, n = task.config.steps, len(split)
     moments = np.unique(np.linspace(1, total, min(total, MOST_MOMENTS)).round().astype(np.int64))
@@ -77,8 +77,8 @@ def over_time(
             lengths = np.minimum(sample_steps, step)
             nearest_class[k, part] = nearest_sequence(task.distances(outputs, lengths))
             count_class[k, part] = spike_count(outputs, lengths)
-        if between is not None:
-            between(int(part[-1]) + 1)
+        if on_progress is not None:
+            on_progress(int(part[-1]) + 1)
     mean_activity = activity(task, state, split, MOST_SAMPLES)
     return OverTime(
         moments,
@@ -110,7 +110,7 @@ def by_noise(
     batch_size: int,
     amounts_by_kind: Mapping[str, Sequence[float]],
     seed: int = 0,
-    between: Callable[[str, float, int], None] | None = None,
+    on_progress: Callable[[str, float, int], None] | None = None,
     measuring: Measuring | None = None,
 ) -> dict[str, list[dict[str, Any]]]:
     """Evaluate the network on inputs with increasing disturbance.
@@ -121,8 +121,8 @@ def by_noise(
         batch_size: number of samples at a time.
         amounts_by_kind: amounts of each disturbance by its name, one of `stsbp.training.noise.KINDS`.
         seed: seed of the random numbers.
-        between: called after each batch with the name, the amount and the number of finished samples. It may raise an
-            error to stop.
+        on_progress: called after each batch with the name, the amount and the number of finished samples. It may raise
+            an error to stop.
         measuring: parameters of the measures of spike times. None: they are left out.
 
     Returns:
@@ -131,7 +131,7 @@ def by_noise(
 
     @cache
     def measured(name: str, amount: float) -> dict[str, Any]:
-        report_batch = None if between is None else partial(between, name, amount)
+        report_batch = None if on_progress is None else partial(on_progress, name, amount)
         disturbed = DisturbedSplit(split, name, amount, seed, task.inputs.input_max)
         return evaluate(task, state, disturbed, batch_size, report_batch, measuring=measuring).means()
 

@@ -60,7 +60,7 @@ def evaluate(
     state: TrainState,
     split: Split,
     batch_size: int,
-    between: Callable[[int], None] | None = None,
+    on_progress: Callable[[int], None] | None = None,
     tolerance: int = TOLERANCE,
     measuring: Measuring | None = None,
 ) -> Evaluation:
@@ -73,7 +73,7 @@ def evaluate(
         state: the state with the weights; it is not changed.
         split: the samples.
         batch_size: number of samples at a time.
-        between: called after each batch with the number of finished samples. It may raise an error to stop.
+        on_progress: called after each batch with the number of finished samples. It may raise an error to stop.
         tolerance: largest distance in steps between a spike and its target.
         measuring: parameters of the measures of spike times and their chance level. None: these are left out. A readout
             has no spikes, so they are left out for it too.
@@ -88,7 +88,7 @@ def evaluate(
     batches = [np.arange(i, min(i + batch_size, len(split))) for i in range(0, len(split), batch_size)]
     began = time.perf_counter()
     load, predict = partial(_load, task, split, timing), task.trainer.predictor(state)
-    for _, (batch, labels, others) in prefetched(load, batches):
+    for _, (batch, labels, other_targets) in prefetched(load, batches):
         task.group.beat("evaluating a batch")
         with task.group.stepping():
             prediction = predict(batch.inputs, task.config.steps, len(labels), batch.lengths)
@@ -106,9 +106,9 @@ def evaluate(
         if score.nearest is not None:
             np.add.at(confusion, (labels, score.nearest), 1)
         if timing is not None:
-            timing.add(prediction.spikes, batch, labels, others, score.nearest, batch_distances)
-        if between is not None:
-            between(sums.samples)
+            timing.add(prediction.spikes, batch, labels, other_targets, score.nearest, batch_distances)
+        if on_progress is not None:
+            on_progress(sums.samples)
     sums.loss = math.fsum(losses)
     exact = {name: math.fsum(values) for name, values in distances.items()}
     if followed:
@@ -126,4 +126,4 @@ def _load(
 ) -> tuple[Batch[Inputs], Int64, list[OtherTargets]]:
     task.group.beat("reading samples")
     batch, labels = task.batch(split, indices, task.group.part(len(indices)))
-    return batch, labels, [] if timing is None else timing.others(split, indices)
+    return batch, labels, [] if timing is None else timing.other_targets(split, indices)

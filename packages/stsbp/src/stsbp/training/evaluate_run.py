@@ -78,7 +78,7 @@ def check_on(on: str | None, split: str) -> None:
         raise ConfigError(f"--on always uses the test samples of {on}; leave --split {split} out")
 
 
-def evaluate_run(trained: Trained, request: EvaluationRequest, show: Reporter) -> RunEvaluation:
+def evaluate_run(trained: Trained, request: EvaluationRequest, reporter: Reporter) -> RunEvaluation:
     """Evaluate a run, together with the other processes of its task. The reporter is closed at the end.
 
     Raises:
@@ -90,24 +90,24 @@ def evaluate_run(trained: Trained, request: EvaluationRequest, show: Reporter) -
     parameters: dict[str, Any] = {"tolerances": request.tolerances, "cost": request.cost, "seed": request.seed}
     measuring = Measuring(**{name: value for name, value in parameters.items() if value is not None})
     try:
-        dataset, samples, shared_count = _samples(trained, request, show)
+        dataset, samples, shared_count = _samples(trained, request, reporter)
         config, on = trained.settings, request.on
         if trained.task.group.leads:
             coding = trained.task.inputs.coding
-            warn_of_blank(on or config.dataset, coding, {request.split: samples}, show, on or config.test_on)
+            warn_of_blank(on or config.dataset, coding, {request.split: samples}, reporter, on or config.test_on)
         evaluation = evaluate(
             trained.task,
             trained.state,
             samples,
             request.batch_size or trained.settings.batch_size,
-            lambda done: show.loading(f"evaluating {request.split}", done, len(samples)),
+            lambda done: reporter.loading(f"evaluating {request.split}", done, len(samples)),
             tolerance,
             measuring,
         )
         for note in dataset.notes:
-            show.note(note)
+            reporter.note(note)
     finally:
-        show.close()
+        reporter.close()
     return RunEvaluation(evaluation, tolerance, _record(trained, request, evaluation, shared_count))
 
 
@@ -125,18 +125,18 @@ def _check_spikes(trained: Trained, request: EvaluationRequest) -> None:
         )
 
 
-def _samples(trained: Trained, request: EvaluationRequest, show: Reporter) -> tuple[Dataset, Split, int | None]:
+def _samples(trained: Trained, request: EvaluationRequest, reporter: Reporter) -> tuple[Dataset, Split, int | None]:
     """The samples, their data set, and how many of them the run was trained on; None: that is not known."""
     config, group = trained.settings, trained.task.group
     on, data_dir = request.on, request.data_dir
     if on is None:
         with names_on(config, data_dir):
-            data = group.one_by_one(lambda: load_data(config, show.loading, data_dir, True, trained.given))
+            data = group.one_by_one(lambda: load_data(config, reporter.loading, data_dir, True, trained.given))
             return data.dataset, trained.samples(data, request.split), None
-    dataset = group.one_by_one(lambda: load_test_set(config, on, show.loading, data_dir, request.other))
+    dataset = group.one_by_one(lambda: load_test_set(config, on, reporter.loading, data_dir, request.other))
     samples = trained.other_samples(dataset)
     group.compare_data(Data(dataset, samples, None, samples).contents)
-    return dataset, samples, warn_of_seen(trained, on, samples, show) if group.leads else None
+    return dataset, samples, warn_of_seen(trained, on, samples, reporter) if group.leads else None
 
 
 def _record(

@@ -51,7 +51,7 @@ def execute(
     sources: list[SettingsSource],
     backend: AbstractBackend,
     group: Group,
-    show: Reporter,
+    reporter: Reporter,
     caller: Caller,
     *,
     overwrite: bool,
@@ -63,7 +63,7 @@ def execute(
         plan: settings and folder.
         sources: where the settings come from.
         backend, group: what computes.
-        show: shows the progress.
+        reporter: shows the progress.
         caller: who asks for the training.
         overwrite: whether the files of an earlier run are removed first.
         given: arrays that take the place of the data set; None: it is loaded by its name.
@@ -74,40 +74,40 @@ def execute(
     """
     config, folder, saved = plan.config, plan.folder, plan.saved
     try:
-        moved: Any = typed_settings(sources).get("data_dir") if plan.goes_on else None
-        data = group.one_by_one(lambda: load_data(config, show.loading, moved, plan.goes_on, given))
+        new_data_dir: Any = typed_settings(sources).get("data_dir") if plan.goes_on else None
+        data = group.one_by_one(lambda: load_data(config, reporter.loading, new_data_dir, plan.goes_on, given))
         group.compare_data(data.contents)
         for note in data.dataset.notes:
-            show.note(note)
+            reporter.note(note)
         if not plan.goes_on:
             check_typed_labels(config, data.inputs, sources[-1].values)
         task = build_task(config, data.inputs, backend, len(data.train), group)
         if frozen := describe_frozen(task.network, task.trainer.frozen):
-            show.note(frozen)
+            reporter.note(frozen)
         first = None
         if group.leads:
-            warn_of_blank(config.dataset, data.inputs.coding, data.splits(), show, config.test_on)
-            warn_of_trained_tests(config, data, show)
+            warn_of_blank(config.dataset, data.inputs.coding, data.splits(), reporter, config.test_on)
+            warn_of_trained_tests(config, data, reporter)
             for flush in own_flushes(config) if saved is None else ():
-                show.warn(flush)
+                reporter.warn(flush)
             if saved is None:
                 # Before anything is written or removed: weights may be unusable, and memory may not suffice.
                 first = first_state(task, data)
                 if config.init_from:
-                    warn_of_other_settings(config, show)
-                    warn_of_borrowed_tests(config, data, backend, show)
-        held = folder.lock(make=not plan.existed) if group.leads else contextlib.nullcontext()
-        with held, caller.stopping() as stop:
+                    warn_of_other_settings(config, reporter)
+                    warn_of_borrowed_tests(config, data, backend, reporter)
+        lock = folder.lock(make=not plan.existed) if group.leads else contextlib.nullcontext()
+        with lock, caller.stopping() as stop:
             if group.leads:
-                saved = _begin(plan, task, data, show, caller.command, overwrite=overwrite)
+                saved = _begin(plan, task, data, reporter, caller.command, overwrite=overwrite)
             group.advise(f"; the last checkpoint is untouched. Continue with: {caller.again(folder)}")
-            return train(task, data, folder, show, stop, saved, first), task
+            return train(task, data, folder, reporter, stop, saved, first), task
     finally:
-        show.close()
+        reporter.close()
 
 
 def _begin(
-    plan: RunPlan, task: Task, data: Data, show: Reporter, command: Sequence[str], *, overwrite: bool
+    plan: RunPlan, task: Task, data: Data, reporter: Reporter, command: Sequence[str], *, overwrite: bool
 ) -> Checkpoint | None:
     """Begin or continue the run in its folder, which is locked. Returns the checkpoint to continue from."""
     config, folder, saved = plan.config, plan.folder, plan.saved
@@ -117,35 +117,35 @@ def _begin(
         # A checkpoint that is refused must leave all files as they are.
         resumed(run_config, task, data, checkpoint.load(folder.path, "last"), folder)
         if (config.epochs, config.patience) != (run_config.epochs, run_config.patience):
-            _extend(folder, run_config, config, show)
+            _extend(folder, run_config, config, reporter)
         saved = checkpoint.load(folder.path, "last")
-    elif plan.begun != content_of(folder):
+    elif plan.earlier_content != content_of(folder):
         raise FileError(f"another process has begun a run in {folder.path} meanwhile; choose another --out")
     if saved is None:
         folder.write_config(config, overwrite=overwrite)
     step = 0 if saved is None else int(saved.info["step"])
     if folder.note_start(task.backend, list(command), step, task.group.size):
-        show.warn(f"{folder.environment} was damaged and is begun anew, so it does not show earlier starts")
+        reporter.warn(f"{folder.environment} was damaged and is begun anew, so it does not show earlier starts")
     if saved is None:
         return None
     progress = checkpoint.progress_of(saved, folder.path)
     if progress.epoch >= config.epochs:
-        show.note(
+        reporter.note(
             f"{folder.path} is finished: all {config.epochs} epochs are done. Its result follows. To "
             "train it longer, give a larger --epochs"
         )
     elif is_over(config, progress):
         assert progress.best is not None
-        show.note(
+        reporter.note(
             f"{folder.path} is finished: it ended {why_early(config, progress.epoch, progress.best.model_dump())}. "
             "Its result follows. To train it longer, give a larger --patience, or --patience 0"
         )
     else:
-        show.note(f"continuing {folder.path} after update {saved.info['step']}")
+        reporter.note(f"continuing {folder.path} after update {saved.info['step']}")
     return saved
 
 
-def _extend(folder: RunFolder, run_config: RunConfig, config: RunConfig, show: Reporter) -> None:
+def _extend(folder: RunFolder, run_config: RunConfig, config: RunConfig, reporter: Reporter) -> None:
     """Give the run with the settings `run_config` as many epochs and as much patience as `config` has, by changing the
     file of its settings."""
     # Before the number of epochs grows, checkpoints must record the number for which they were written.
@@ -157,6 +157,6 @@ def _extend(folder: RunFolder, run_config: RunConfig, config: RunConfig, show: R
     folder.write_config(run_config.model_copy(update={"epochs": config.epochs, "patience": config.patience}))
     rate = "; from here on the learning rate follows the longer schedule" if config.schedule == "cosine" else ""
     if config.epochs != run_config.epochs:
-        show.note(f"{config.epochs} epochs instead of {run_config.epochs}{rate}")
+        reporter.note(f"{config.epochs} epochs instead of {run_config.epochs}{rate}")
     if config.patience != run_config.patience:
-        show.note(f"patience {config.patience or 'off'} instead of {run_config.patience or 'off'}")
+        reporter.note(f"patience {config.patience or 'off'} instead of {run_config.patience or 'off'}")

@@ -39,7 +39,7 @@ from stsbp.processes.group import Group
 from stsbp.threads import thread_count
 from stsbp.training import checkpoint
 from stsbp.training.augment import augment
-from stsbp.training.build import Data, Task, of_part, padded, updates_per_epoch
+from stsbp.training.build import Data, Task, indices_of_part, padded, updates_per_epoch
 from stsbp.training.checkpoint import Checkpoint
 from stsbp.training.evaluate import Evaluation, evaluate
 from stsbp.training.initial import check_trainable, first_weights
@@ -234,8 +234,8 @@ def train(
         FileError: a file could not be written. Files that were saved before are unchanged.
         CheckpointError: the checkpoint does not belong to this run.
     """
-    kind = _TrainingLoop if task.group.leads else _Follower
-    return kind(task, data, folder, reporter, stop, resume, first).run()
+    loop_class = _TrainingLoop if task.group.leads else _Follower
+    return loop_class(task, data, folder, reporter, stop, resume, first).run()
 
 
 def first_state(task: Task, data: Data) -> TrainState:
@@ -320,18 +320,18 @@ class _TrainingLoop:
         self.warned: set[tuple[str, str]] = set()
         self.bits = {projection.name: projection.synapse.weight_bits for projection in task.network.graph.projections}
         self.next = _Position()
-        self.step, keep = self.begin(resume, first)
-        self.begun = self.step
+        self.step, kept_bytes = self.begin(resume, first)
+        self.start_step = self.step
         epochs = self.config.epochs
         self.course = Course(
             epochs * self.batches,
             self.config.batch_size,
             self.evaluations(epochs),
-            done=self.step,
+            updates_done=self.step,
             evaluated=self.evaluations(self.next.epoch),
         )
         self.load_of = {"window": Workload(task.group.size), "epoch": Workload(task.group.size)}
-        self.has_lost = self.open_records(keep)
+        self.has_lost = self.open_records(kept_bytes)
         self.stop_code = 0
         self.saved_at = time.monotonic()
 
@@ -339,7 +339,7 @@ class _TrainingLoop:
         """Set the state and the position. Returns the number of updates so far, and how much of the records is kept."""
         if resume is None:
             self.state = first_state(self.task, self.data) if first is None else first
-            self.tell_start(0)
+            self.send_start(0)
             return 0, 0
         folder = self.folder
         saved, self.state = resumed(self.config, self.task, self.data, resume, folder)
@@ -349,7 +349,7 @@ class _TrainingLoop:
                 "These samples are the same, but the others may differ. From here on, all samples are compared"
             )
         if not is_over(self.config, saved):
-            self.tell_changes(saved)
+            self.warn_of_changes(saved)
         self.next = _Position(
             saved.epoch,
             saved.batch,
@@ -359,27 +359,27 @@ class _TrainingLoop:
         )
         for name in ("last", "best"):
             checkpoint.remove_leftovers(folder.files, name)
-        self.tell_start(saved.step)
+        self.send_start(saved.step)
         return saved.step, saved.metrics_bytes
 
-    def tell_start(self, step: int) -> None:
+    def send_start(self, step: int) -> None:
         """Send the other processes the position at which the run begins."""
         group = self.task.group
         if group.size > 1:
             group.share({"step": step, "next": dataclasses.asdict(self.next)})
             group.share_bytes(checkpoint.as_bytes(self.task.trainer.export_state(self.state)))
 
-    def open_records(self, keep: int) -> bool:
-        """Open the files of metrics, and keep their first `keep` bytes. Returns whether some of these are lost."""
+    def open_records(self, kept_bytes: int) -> bool:
+        """Open the files of metrics, and keep their first `kept_bytes`. Returns whether some of these are lost."""
         folder, reporter = self.folder, self.reporter
-        self.metrics = MetricsFile(folder.files, keep)
+        self.metrics = MetricsFile(folder.files, kept_bytes)
         self.settings = folder.settings()
         self.board = None
         if self.config.tensorboard:
             self.board = TensorBoard(folder.files, read_records(folder.path, self.config, reporter.warn))
-        elif self.metrics.short:
+        elif self.metrics.has_lost_lines:
             reporter.warn(f"{folder.metrics} lost lines that were written before the checkpoint")
-        return self.metrics.short
+        return self.metrics.has_lost_lines
 
     def close_records(self) -> None:
         """Close the files of metrics."""
@@ -393,7 +393,7 @@ class _TrainingLoop:
         if self.board is not None:
             self.board.write(line)
 
-    def tell_changes(self, saved: records.ProgressRecord) -> None:
+    def warn_of_changes(self, saved: records.ProgressRecord) -> None:
         """Print why a resumed run may not end with the same bits as an uninterrupted one."""
         if self.config.precision == "reproducible" and saved.contract != CONTRACT_VERSION:
             self.reporter.warn(
@@ -479,15 +479,15 @@ class _TrainingLoop:
         group.beat("reading samples")
         part = group.part(len(indices))
         batch, labels = self.task.batch(self.data.train, indices, part)
-        augmentation, part_indices = self.task.augmentation, of_part(indices, part)
-        inputs = augment(batch.inputs, part_indices, seed=self.config.seed, epoch=epoch, how=augmentation)
+        augmentation, part_indices = self.task.augmentation, indices_of_part(indices, part)
+        inputs = augment(batch.inputs, part_indices, seed=self.config.seed, epoch=epoch, augmentation=augmentation)
         return batch._replace(inputs=inputs), labels
 
     def update(self, batch: Batch[Inputs], labels: Int64, began: float) -> None:
         group = self.task.group
         group.beat(f"update {self.step + 1}")
         waited = group.waited
-        with group.stepping(), self.stop.abandoning(self.step == self.begun and group.size == 1):
+        with group.stepping(), self.stop.abandoning(self.step == self.start_step and group.size == 1):
             self.state, result = self.task.trainer.step(self.state, batch)
         score = self.task.score(result.spikes, batch.targets, labels, lengths=batch.lengths)
         loss = math.fsum(score.losses) / len(labels)
@@ -539,12 +539,12 @@ class _TrainingLoop:
             load.add(gathered[:, 1], gathered[:, 2])
         self.course.workload = self.load_of["epoch"]
 
-    def show_course(self, doing: str = "") -> None:
+    def show_course(self, activity: str = "") -> None:
         if compiling := self.course.compiled():
             self.reporter.note(f"compiling the kernels: {compiling:.0f} s")
         sums = self.next.sums
         means = {"loss": sums.loss / sums.samples, **dict([sums.headline])} if sums.samples else {}
-        self.reporter.step(min(self.next.epoch, self.config.epochs - 1), means, doing)
+        self.reporter.step(min(self.next.epoch, self.config.epochs - 1), means, activity)
 
     def evaluations(self, epochs: int) -> int:
         """Number of samples that are evaluated in the first `epochs` epochs."""
@@ -575,10 +575,10 @@ class _TrainingLoop:
         rate = self.task.trainer.optimizer.rate(max(0, self.step - 1))
         load, self.load_of["epoch"] = self.load_of["epoch"], Workload(self.task.group.size)
         training = {"kind": "epoch", **position.sums.training(), **load.figures(), "learning_rate": rate}
-        lines: list[dict[str, Any]] = [training]
-        lines += [e.record(name) for name, e in (("validation", validation), ("test", test)) if e is not None]
-        for line in lines:
-            self.record({"kind": line["kind"], **step_and_epoch, **line})
+        entries: list[dict[str, Any]] = [training]
+        entries += [e.record(name) for name, e in (("validation", validation), ("test", test)) if e is not None]
+        for entry in entries:
+            self.record({"kind": entry["kind"], **step_and_epoch, **entry})
         self.report(number, position.sums, validation, test)
 
         position.best = best
@@ -588,7 +588,7 @@ class _TrainingLoop:
             self.reporter.note(f"the run ends {why_early(config, number, best)}")
         position.epoch, position.batch, position.sums = number, 0, Sums()
         self.save()
-        return lines[-1] if test is not None else {}
+        return entries[-1] if test is not None else {}
 
     def save_best(self, epoch: int, candidate: dict[str, Any]) -> None:
         """Save the best checkpoint so far."""
@@ -611,30 +611,31 @@ class _TrainingLoop:
 
     def evaluate(self, name: str) -> Evaluation:
         # An interrupted evaluation must start again. The clock may only do this after the run has made progress.
-        clock = self.step > self.begun
+        clock = self.step > self.start_step
         evaluated, batch_start = 0, time.perf_counter()
 
-        def between(done: int) -> None:
+        def on_progress(samples_done: int) -> None:
             nonlocal evaluated, batch_start
             now = time.perf_counter()
-            self.course.evaluate(done - evaluated, now - batch_start)
-            evaluated, batch_start = done, now
+            self.course.evaluate(samples_done - evaluated, now - batch_start)
+            evaluated, batch_start = samples_done, now
             self.show_course(name)
             stop_together(self.stop, self.task.group, clock=clock)
 
         split, batch_size = self.data.splits()[name], self.config.batch_size
-        return evaluate(self.task, self.state, split, batch_size, between, measuring=Measuring())
+        return evaluate(self.task, self.state, split, batch_size, on_progress, measuring=Measuring())
 
     def report(self, number: int, sums: Sums, validation: Evaluation | None, test: Evaluation | None) -> None:
         means = sums.means()
-        figure, value = sums.headline
-        figures = [f"train {value:.2%}"]
+        measure, value = sums.headline
+        measure_texts = [f"train {value:.2%}"]
         for name, evaluation in (("valid.", validation), ("test", test)):
             if evaluation is not None:
-                figures.append(f"{name} {evaluation.sums.headline[1]:.2%}")
+                measure_texts.append(f"{name} {evaluation.sums.headline[1]:.2%}")
         rate, rates = self.course.rate, means["rates"].values()
         self.reporter.note(
-            f"epoch {number}/{self.config.epochs}  loss {means['loss']:.4f}  {SHOWN[figure]} {' '.join(figures)}",
+            f"epoch {number}/{self.config.epochs}  loss {means['loss']:.4f}  {SHOWN[measure]} "
+            + " ".join(measure_texts),
             "" if rate is None else f"{rate:.0f} samples/s",
             f"rates {min(rates):.3f} to {max(rates):.3f}",
         )
@@ -848,7 +849,7 @@ class _Follower(_TrainingLoop):
         self.state = self.task.trainer.import_state(safetensors.numpy.load(group.share_bytes(None)))
         return int(start["step"]), 0
 
-    def open_records(self, keep: int) -> bool:
+    def open_records(self, kept_bytes: int) -> bool:
         return False
 
     def close_records(self) -> None:

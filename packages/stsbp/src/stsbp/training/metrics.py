@@ -312,7 +312,7 @@ def read_records(
                     entries.append(records.metrics_line(line))
                 except ValueError as error:
                     if line.endswith(b"\n"):
-                        damaged.append((number, records.why(error)))
+                        damaged.append((number, records.reason(error)))
     except FileNotFoundError:
         return []
     except OSError as error:
@@ -394,23 +394,23 @@ class MetricsFile:
 
     Args:
         folder: folder of the file, which is checked before each line.
-        keep: number of bytes (whole lines) to keep of an existing file; None: nothing.
+        kept_bytes: number of bytes (whole lines) to keep of an existing file; None: nothing.
         name: name of the file, which is made if it is missing.
 
     Raises:
         FileError: the file cannot be opened.
     """
 
-    def __init__(self, folder: OpenFolder, keep: int | None = None, name: str = _NAME) -> None:
+    def __init__(self, folder: OpenFolder, kept_bytes: int | None = None, name: str = _NAME) -> None:
         self._folder = folder
         self.path = folder.path / name
         try:
             content = b""
             with contextlib.suppress(FileNotFoundError):
-                content = folder.read(name, keep or 0)
+                content = folder.read(name, kept_bytes or 0)
             # If a file lost its end (or was edited), keep its complete lines.
             self.size = content.rfind(b"\n") + 1
-            self.short = self.size != (keep or 0)
+            self.has_lost_lines = self.size != (kept_bytes or 0)
             self._digest = hashlib.sha256(content[: self.size])
             # A snapshot of the run may share the file by a link. So lines are only appended to a file of this start.
             folder.write(name, content[: self.size])

@@ -46,10 +46,10 @@ def check_on_other(config: RunConfig, name: str, data_dir: str | None, run: str 
     """Raise `ConfigError` if the data set `name` of `--on`, in the folder of `--data-dir`, is the run's own."""
     if not _is_own(config, name, data_dir):
         return
-    others = "" if not info_of(name).needs_data_dir else ". To test it on other data of that kind, give --data-dir"
+    advice = "" if not info_of(name).needs_data_dir else ". To test it on other data of that kind, give --data-dir"
     if named_path(name) is not None:
-        others = f". To test it on other data of that kind, give their path: --on {name.partition(':')[0]}:PATH"
-    raise ConfigError(f"{run} was trained on {name}; leave --on out to test it on samples that it has not seen{others}")
+        advice = f". To test it on other data of that kind, give their path: --on {name.partition(':')[0]}:PATH"
+    raise ConfigError(f"{run} was trained on {name}; leave --on out to test it on samples that it has not seen{advice}")
 
 
 @contextlib.contextmanager
@@ -85,14 +85,14 @@ def _is_own(config: RunConfig, name: str, data_dir: str | None) -> bool:
     )
 
 
-def warn_of_seen(trained: Trained, name: str, samples: Split, show: Reporter, run: str = "the run") -> int | None:
+def warn_of_seen(trained: Trained, name: str, samples: Split, reporter: Reporter, run: str = "the run") -> int | None:
     """Warn if the run was trained on some of these samples of the data set `name`, and return their number.
 
     None if it cannot be determined (`_seen_in_training`).
     """
-    shared_count = _seen_in_training(trained, name, samples, show, run)
+    shared_count = _seen_in_training(trained, name, samples, reporter, run)
     if shared_count:
-        show.warn(
+        reporter.warn(
             f"{shared_count} of the {len(samples)} samples have the same content as samples that {run} was trained "
             "on or that chose its best checkpoint, so they do not test it on anything new"
         )
@@ -100,46 +100,48 @@ def warn_of_seen(trained: Trained, name: str, samples: Split, show: Reporter, ru
 
 
 def _seen_in_training(
-    trained: Trained, name: str, samples: Split, show: Reporter, run: str, like: RunConfig | None = None
+    trained: Trained, name: str, samples: Split, reporter: Reporter, run: str, sample_settings: RunConfig | None = None
 ) -> int | None:
     """Number of samples of the data set `name` that the run used for training, or for choosing its best checkpoint.
 
     None if the data sets are of different kinds and cannot be compared, or if the run's own data cannot be found. The
     latter is printed, with `run` as the name of the run. If the samples were read in another form than that of the run,
-    `like` has their settings.
+    `sample_settings` has their settings.
     """
     try:
         if not _are_comparable(trained.settings.dataset, name):
             return None
         run_config = trained.settings.model_copy(update={"download": False})
-        data = load_data(run_config, show.loading, given=trained.given)
+        data = load_data(run_config, reporter.loading, given=trained.given)
         # This raises an error if the data have changed.
         trained.samples(data, "train")
-        if like is not None and any(getattr(like, key) != getattr(run_config, key) for key in _FORM):
-            form = {key: getattr(like, key) for key in _FORM}
-            data = load_data(run_config.model_copy(update=form), show.loading, given=trained.given)
+        if sample_settings is not None and any(
+            getattr(sample_settings, key) != getattr(run_config, key) for key in _FORM
+        ):
+            form = {key: getattr(sample_settings, key) for key in _FORM}
+            data = load_data(run_config.model_copy(update=form), reporter.loading, given=trained.given)
     except (DataError, ConfigError) as error:
         reason = str(error).partition("\n")[0]
-        show.note(f"cannot check whether {run} was trained on some of these samples: {reason}")
+        reporter.note(f"cannot check whether {run} was trained on some of these samples: {reason}")
         return None
-    return _shared(data, samples, show)
+    return _shared(data, samples, reporter)
 
 
-def warn_of_trained_tests(config: RunConfig, data: Data, show: Reporter) -> list[str]:
+def warn_of_trained_tests(config: RunConfig, data: Data, reporter: Reporter) -> list[str]:
     """Warn if samples of the data set for the test are among the training samples of the run. Returns the warnings."""
     if not config.test_on or not _are_comparable(config.dataset, config.test_on):
         return []
-    if not (shared_count := _shared(data, data.test, show)):
+    if not (shared_count := _shared(data, data.test, reporter)):
         return []
     text = (
         f"{shared_count} of the {len(data.test)} test samples of {config.test_on} have the same content "
         "as samples that are used for training or to choose the best checkpoint"
     )
-    show.warn(text)
+    reporter.warn(text)
     return [text]
 
 
-def warn_of_borrowed_tests(config: RunConfig, data: Data, backend: AbstractBackend, show: Reporter) -> list[str]:
+def warn_of_borrowed_tests(config: RunConfig, data: Data, backend: AbstractBackend, reporter: Reporter) -> list[str]:
     """Warn if test samples of a run are among the training samples of the run from whose weights it begins. Returns the
     warnings.
 
@@ -157,19 +159,19 @@ def warn_of_borrowed_tests(config: RunConfig, data: Data, backend: AbstractBacke
     try:
         start = load_trained(folder, name, backend)
     except CheckpointError as error:
-        show.note(f"cannot check whether {config.init_from} was trained on some of the test samples: {error}")
+        reporter.note(f"cannot check whether {config.init_from} was trained on some of the test samples: {error}")
         return []
-    if not (shared_count := _seen_in_training(start, tested, data.test, show, config.init_from, config)):
+    if not (shared_count := _seen_in_training(start, tested, data.test, reporter, config.init_from, config)):
         return []
     text = (
         f"{shared_count} of the {len(data.test)} test samples have the same content as samples that "
         f"{config.init_from} was trained on or that chose its best checkpoint, and this run starts from its weights"
     )
-    show.warn(f"{text}. Give both runs the same --split-seed, --holdout and data set")
+    reporter.warn(f"{text}. Give both runs the same --split-seed, --holdout and data set")
     return [text]
 
 
-def warn_of_other_settings(config: RunConfig, show: Reporter) -> list[str]:
+def warn_of_other_settings(config: RunConfig, reporter: Reporter) -> list[str]:
     """Warn if the checkpoint from whose weights a run begins was not trained with the settings beside it, as that of
     another run, or if this cannot be seen. Returns the warnings.
     """
@@ -180,25 +182,27 @@ def warn_of_other_settings(config: RunConfig, show: Reporter) -> list[str]:
         checkpoint.check_of(RunFolder(path).read_config(), checkpoint.described(path, name), path, name)
     except CheckpointError as error:
         reason = str(error).partition(";")[0]
-        show.warn(f"{reason}. This run begins with its weights, which may be those of another run")
+        reporter.warn(f"{reason}. This run begins with its weights, which may be those of another run")
         return [reason]
     return []
 
 
-def _are_comparable(name: str, other: str) -> bool:
-    ours, theirs = info_of(name).module, info_of(other).module
-    return ours == theirs or {ours, theirs} <= _IMAGES
+def _are_comparable(name: str, other_name: str) -> bool:
+    module, other_module = info_of(name).module, info_of(other_name).module
+    return module == other_module or {module, other_module} <= _IMAGES
 
 
-def _shared(data: Data, samples: Split, show: Reporter) -> int:
+def _shared(data: Data, samples: Split, reporter: Reporter) -> int:
     """Number of samples with the same content as a training or validation sample."""
     training_splits = [split for split in (data.train, data.validation) if split is not None]
     coding, total = data.inputs.coding, sum(map(len, training_splits))
     trained_contents: set[bytes] = set()
-    for done, content in enumerate((content for split in training_splits for content in contents(split, coding)), 1):
+    for samples_done, content in enumerate(
+        (content for split in training_splits for content in contents(split, coding)), 1
+    ):
         trained_contents.add(content)
-        if done % _BLOCK == 0:
-            show.loading("comparing samples", done, total)
+        if samples_done % _BLOCK == 0:
+            reporter.loading("comparing samples", samples_done, total)
     return sum(content in trained_contents for content in contents(samples, coding))
 
 

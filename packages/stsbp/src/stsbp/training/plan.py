@@ -47,7 +47,7 @@ class RunPlan:
     Attributes:
         saved: the checkpoint to continue from; only on rank 0.
         goes_on: whether there is such a checkpoint.
-        existed, begun: whether the folder existed, and whether it contained a run; only on rank 0.
+        existed, earlier_content: whether the folder existed, and whether it contained a run; only on rank 0.
     """
 
     config: RunConfig
@@ -55,7 +55,7 @@ class RunPlan:
     saved: Checkpoint | None = None
     goes_on: bool = False
     existed: bool = True
-    begun: tuple[bool, bool] = (False, False)
+    earlier_content: tuple[bool, bool] = (False, False)
 
 
 def settings_sources(
@@ -128,9 +128,9 @@ def plan_run(
     check_patience(config)
     if config.tensorboard:
         require()
-    begun, exists = content_of(folder), folder.path.exists()
+    earlier_content, exists = content_of(folder), folder.path.exists()
     folder.check_writable()
-    return RunPlan(config, folder, saved, saved is not None, exists, begun)
+    return RunPlan(config, folder, saved, saved is not None, exists, earlier_content)
 
 
 def content_of(folder: RunFolder) -> tuple[bool, bool]:

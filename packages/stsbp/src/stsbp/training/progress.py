@@ -30,9 +30,9 @@ __all__ = [
     "PlainReporter",
     "Reporter",
     "TerminalReporter",
+    "choose_reporter",
     "fitted",
-    "reporter",
-    "shown_by",
+    "group_reporter",
     "time_text",
 ]
 
@@ -92,9 +92,11 @@ class Course:
         done, evaluated: what was done before this process began.
     """
 
-    def __init__(self, updates: int, batch: int, evaluations: int = 0, *, done: int = 0, evaluated: int = 0) -> None:
+    def __init__(
+        self, updates: int, batch: int, evaluations: int = 0, *, updates_done: int = 0, evaluated: int = 0
+    ) -> None:
         self._updates, self._batch, self._evaluations = updates, batch, evaluations
-        self._done, self._evaluated = done, evaluated
+        self._done, self._evaluated = updates_done, evaluated
         self._training, self._testing = Pace(), Pace()
         self._begun = time.monotonic()
         self.workload: Workload | None = None
@@ -152,18 +154,18 @@ class Course:
 class Reporter(Protocol):
     """Shows the progress to a user. Every method is fast, and none raises an error if the output was closed."""
 
-    def loading(self, activity: str, done: int, total: int) -> None:
+    def loading(self, activity: str, finished: int, total: int) -> None:
         """Progress of reading data."""
 
     def begin(self, epochs: int, course: Course) -> None:
         """Training begins or continues."""
 
-    def step(self, epoch: int, means: Mapping[str, Any], doing: str = "") -> None:
-        """There was progress. `means` are those of this epoch so far. `doing` is a current task other than an
+    def step(self, epoch: int, means: Mapping[str, Any], activity: str = "") -> None:
+        """There was progress. `means` are those of this epoch so far. `activity` is a current task other than an
         update."""
 
-    def note(self, text: str, *more: str) -> None:
-        """A permanent line. As many of the texts `more` are added as fit into it."""
+    def note(self, text: str, *optional: str) -> None:
+        """A permanent line. As many of the texts `optional` are added as fit into it."""
 
     def warn(self, text: str) -> None:
         """A permanent warning."""
@@ -205,8 +207,8 @@ def _standing(epoch: str, course: Course, means: Mapping[str, Any], droppable: S
     return fitted(parts, droppable, width)
 
 
-def _line(text: str, more: Sequence[str], width: int) -> str:
-    parts = {str(number): part for number, part in enumerate((text, *more))}
+def _note_line(text: str, optional: Sequence[str], width: int) -> str:
+    parts = {str(number): part for number, part in enumerate((text, *optional))}
     return fitted(parts, list(parts)[:0:-1], width)
 
 
@@ -223,7 +225,7 @@ class _ClosableFile:
     def flush(self) -> None:
         self._try("flush")
 
-    def line(self, text: str) -> None:
+    def write_line(self, text: str) -> None:
         self.write(printable(text, lines=True) + "\n")
         self.flush()
 
@@ -248,25 +250,25 @@ class PlainReporter:
         self._epochs = 0
         self._course = Course(0, 0)
 
-    def loading(self, activity: str, done: int, total: int) -> None:
+    def loading(self, activity: str, finished: int, total: int) -> None:
         if self._due():
-            self._output.line(f"{activity}: {done} of {total}")
+            self._output.write_line(f"{activity}: {finished} of {total}")
 
     def begin(self, epochs: int, course: Course) -> None:
         self._epochs, self._course = epochs, course
 
-    def step(self, epoch: int, means: Mapping[str, Any], doing: str = "") -> None:
+    def step(self, epoch: int, means: Mapping[str, Any], activity: str = "") -> None:
         if self._due():
-            position = f"epoch {epoch + 1}/{self._epochs} {doing}".rstrip()
-            self._output.line(
+            position = f"epoch {epoch + 1}/{self._epochs} {activity}".rstrip()
+            self._output.write_line(
                 _standing(position, self._course, means, ("elapsed", "share", "exchange", "rate", "loss"), WIDTH)
             )
 
-    def note(self, text: str, *more: str) -> None:
-        self._output.line(_line(text, more, WIDTH))
+    def note(self, text: str, *optional: str) -> None:
+        self._output.write_line(_note_line(text, optional, WIDTH))
 
     def warn(self, text: str) -> None:
-        self._output.line(f"warning: {text}")
+        self._output.write_line(f"warning: {text}")
 
     def close(self) -> None:
         pass
@@ -294,7 +296,7 @@ class TerminalReporter:
             """Drawn again at every refresh, so that times continue during a long update."""
 
             def render(self, task: Task) -> Text:
-                return Text(owner.line(), overflow="ellipsis")
+                return Text(owner.bar_text(), overflow="ellipsis")
 
         # Another thread also draws, so the file itself must not fail.
         self._console = Console(file=cast(IO[str], _ClosableFile(file)), highlight=False)
@@ -311,35 +313,35 @@ class TerminalReporter:
         self._means: Mapping[str, Any] = {}
         self._closed = False
 
-    def line(self) -> str:
+    def bar_text(self) -> str:
         """The text beside the bar."""
         if self._course is None:
             return self._text
         width = self._console.width - _BAR - 1
         return _standing(self._text, self._course, self._means, ("exchange", "rate", "elapsed", "loss", "share"), width)
 
-    def _show(self, text: str, share: float) -> None:
+    def _draw(self, text: str, share: float) -> None:
         self._text = text
         if self._task is None:
             self._task = self._progress.add_task("", total=1.0)
             self._progress.start()
         self._progress.update(self._task, completed=share)
 
-    def loading(self, activity: str, done: int, total: int) -> None:
+    def loading(self, activity: str, finished: int, total: int) -> None:
         self._course = None
-        self._show(f"{printable(activity)}  {done}/{total}", done / max(1, total))
+        self._draw(f"{printable(activity)}  {finished}/{total}", finished / max(1, total))
 
     def begin(self, epochs: int, course: Course) -> None:
         self._epochs, self._course = epochs, course
-        self._show("first update", course.share)
+        self._draw("first update", course.share)
 
-    def step(self, epoch: int, means: Mapping[str, Any], doing: str = "") -> None:
+    def step(self, epoch: int, means: Mapping[str, Any], activity: str = "") -> None:
         assert self._course is not None
         self._means = means
-        self._show(f"epoch {epoch + 1}/{self._epochs} {doing}".rstrip(), self._course.share)
+        self._draw(f"epoch {epoch + 1}/{self._epochs} {activity}".rstrip(), self._course.share)
 
-    def note(self, text: str, *more: str) -> None:
-        self._console.print(printable(_line(text, more, self._console.width), lines=True), markup=False)
+    def note(self, text: str, *optional: str) -> None:
+        self._console.print(printable(_note_line(text, optional, self._console.width), lines=True), markup=False)
 
     def warn(self, text: str) -> None:
         self._console.print(printable(f"warning: {text}", lines=True), markup=False, style="yellow")
@@ -353,18 +355,18 @@ class TerminalReporter:
 class _Beating:
     """A reporter that also tells the monitor of this process about the progress of reading."""
 
-    def __init__(self, show: Reporter, beat: Callable[[str], None]) -> None:
+    def __init__(self, reporter: Reporter, beat: Callable[[str], None]) -> None:
         self._beat = beat
-        self._show = show
-        self.begin, self.step, self.note = show.begin, show.step, show.note
-        self.warn, self.close = show.warn, show.close
+        self._reporter = reporter
+        self.begin, self.step, self.note = reporter.begin, reporter.step, reporter.note
+        self.warn, self.close = reporter.warn, reporter.close
 
-    def loading(self, activity: str, done: int, total: int) -> None:
-        self._beat(f"{activity}, {done} of {total}")
-        self._show.loading(activity, done, total)
+    def loading(self, activity: str, finished: int, total: int) -> None:
+        self._beat(f"{activity}, {finished} of {total}")
+        self._reporter.loading(activity, finished, total)
 
 
-def reporter(file: IO[str] | None = None) -> Reporter:
+def choose_reporter(file: IO[str] | None = None) -> Reporter:
     """The reporter that fits `file` (by default standard error)."""
     file = sys.stderr if file is None else file
     # It is None if standard error was closed before the process began.
@@ -376,7 +378,7 @@ def _moves() -> bool:
     return os.environ.get("TERM") != "dumb" and "JPY_PARENT_PID" not in os.environ
 
 
-def shown_by(group: Group) -> Reporter:
+def group_reporter(group: Group) -> Reporter:
     """The reporter of a group: on rank 0, it shows the progress of all processes; on other ranks, nothing."""
-    show = reporter() if group.leads else PlainReporter(None)
-    return show if group.size == 1 else _Beating(show, group.beat)
+    reporter = choose_reporter() if group.leads else PlainReporter(None)
+    return reporter if group.size == 1 else _Beating(reporter, group.beat)

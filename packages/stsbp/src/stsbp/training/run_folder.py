@@ -141,7 +141,7 @@ class RunFolder:
         self.check_writable()
 
     @contextlib.contextmanager
-    def begun(
+    def new_run(
         self,
         config: RunConfig,
         backend: AbstractBackend,
@@ -297,8 +297,8 @@ class RunFolder:
         except OSError as error:
             raise FileError(f"cannot clear {self.path}: {error.strerror or error}") from error
         if foreign := sorted(path.name for path in entries - run_files):
-            some = ", ".join(foreign[:3])
-            raise FileError(f"{self.path} holds files that no run wrote ({some}); choose another --out")
+            first_names = ", ".join(foreign[:3])
+            raise FileError(f"{self.path} holds files that no run wrote ({first_names}); choose another --out")
         return run_files
 
     def clear(self) -> None:
@@ -334,11 +334,11 @@ class RunFolder:
             raise FileError(f"cannot make the folder {self.path}: {error.strerror}; choose another --out") from error
 
     @contextlib.contextmanager
-    def lock(self, within: OpenFolder | None = None, *, make: bool = True) -> Iterator[None]:
+    def lock(self, parent: OpenFolder | None = None, *, make: bool = True) -> Iterator[None]:
         """Make the folder, and prevent other processes from training in it. The lock ends with the process.
 
         Args:
-            within: the parent folder, which is kept open. Without it, missing parents are made.
+            parent: the parent folder, which is kept open. Without it, missing parents are made.
             make: False if a run in the folder continues. The folder is then not made again if it was removed meanwhile.
 
         Raises:
@@ -346,11 +346,11 @@ class RunFolder:
         """
         with contextlib.ExitStack() as stack:
             try:
-                if make and within is None:
+                if make and parent is None:
                     self._make()
-                elif make and within is not None:
-                    within.make_folder(self.path.name)
-                files = stack.enter_context(_LockedFolder(self.path, within))
+                elif make and parent is not None:
+                    parent.make_folder(self.path.name)
+                files = stack.enter_context(_LockedFolder(self.path, parent))
             except FileNotFoundError as error:
                 raise FileError(
                     f"{self.path}, the folder of the run, is gone: it was removed or moved before the run could go on"
@@ -380,8 +380,8 @@ class _LockedFolder(OpenFolder):
         OSError: the folder cannot be opened.
     """
 
-    def __init__(self, path: Path, within: OpenFolder | None) -> None:
-        super().__init__(path, within)
+    def __init__(self, path: Path, parent: OpenFolder | None) -> None:
+        super().__init__(path, parent)
         try:
             self._lock = self.open(LOCK, os.O_RDWR | os.O_CREAT)
             # Every system can lock a file, but not every system a folder.

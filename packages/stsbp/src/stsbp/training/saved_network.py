@@ -36,8 +36,8 @@ def epochs_of(step: int, samples: int | None, batch_size: int) -> int:
     if step == 0 or samples is None:
         return 0
     per_epoch = -(-samples // batch_size)
-    epochs, more = divmod(step, per_epoch)
-    if more:
+    epochs, remaining_updates = divmod(step, per_epoch)
+    if remaining_updates:
         raise ConfigError(
             f"the state has {step} updates, but an epoch of {samples} training samples has {per_epoch} with batch_size="
             f"{batch_size}, and a run continues only at the beginning of an epoch; give the batch_size and the data of "
@@ -52,7 +52,7 @@ def write_network(
     data: Data | None,
     tensors: Mapping[str, AnyArray],
     history: Sequence[Mapping[str, float]],
-    show: Reporter,
+    reporter: Reporter,
     command: str,
     *,
     overwrite: bool,
@@ -65,7 +65,7 @@ def write_network(
         data: the data; None: not known. The run then cannot continue.
         tensors: the state, as `Trainer.export_state` returns it.
         history: numbers of the loop that trained the network, by name.
-        show: shows the progress.
+        reporter: shows the progress.
         command: how the run was made.
         overwrite: whether an earlier run in the folder is replaced.
 
@@ -77,43 +77,43 @@ def write_network(
     state = task.trainer.import_state(dict(tensors))
     step, config = int(tensors["step"]), task.config
     epoch = epochs_of(step, None if data is None else len(data.train), config.batch_size)
-    place = {"step": step, "epoch": epoch}
-    lines: list[dict[str, Any]] = [
-        {"kind": "history", "number": number, **place, "history": dict(figures)}
+    position = {"step": step, "epoch": epoch}
+    entries: list[dict[str, Any]] = [
+        {"kind": "history", "number": number, **position, "history": dict(figures)}
         for number, figures in enumerate(history, 1)
     ]
     best = None
     splits = {} if data is None else data.splits()
-    warn_of_blank(config.dataset, task.inputs.coding, splits, show, config.test_on)
+    warn_of_blank(config.dataset, task.inputs.coding, splits, reporter, config.test_on)
     for flush in own_flushes(config):
-        show.warn(flush)
+        reporter.warn(flush)
     for name in ("validation", "test"):
         if name in splits:
-            lines.append({**_evaluated(task, state, splits[name], name, show).record(name), **place})
+            entries.append({**_evaluated(task, state, splits[name], name, reporter).record(name), **position})
     if epoch:
-        loss = _evaluated(task, state, splits["train"], "train", show).means()["loss"]
-        best = {**place, "by": "training loss", "value": loss, "loss": loss}
-    with folder.begun(config, task.backend, [command], step=step, overwrite=overwrite):
+        loss = _evaluated(task, state, splits["train"], "train", reporter).means()["loss"]
+        best = {**position, "by": "training loss", "value": loss, "loss": loss}
+    with folder.new_run(config, task.backend, [command], step=step, overwrite=overwrite):
         with MetricsFile(folder.files) as metrics:
-            for line in lines:
-                metrics.write(line)
+            for entry in entries:
+                metrics.write(entry)
             written = {"metrics_bytes": metrics.sync(), "metrics_sha256": metrics.sha256}
         identity = identity_of(task, data)
         if best is not None:
             checkpoint.save(folder.files, "best", tensors, {"epoch": epoch, "best": best, **identity}, step=step)
-        position = {"epoch": epoch, "batch": 0, "finished": epoch >= config.epochs}
+        epoch_position = {"epoch": epoch, "batch": 0, "finished": epoch >= config.epochs}
         sums = {"sums": Sums().to_json(), "window": Sums().to_json()}
-        info = {**position, **sums, "best": best, **written, **identity}
+        info = {**epoch_position, **sums, "best": best, **written, **identity}
         checkpoint.save(folder.files, "last", tensors, info, step=step)
 
 
-def _evaluated(task: Task, state: TrainState, split: Any, name: str, show: Reporter) -> Evaluation:
+def _evaluated(task: Task, state: TrainState, split: Any, name: str, reporter: Reporter) -> Evaluation:
     samples = len(split)
     return evaluate(
         task,
         state,
         split,
         task.config.batch_size,
-        lambda done: show.loading(f"evaluating {name}", done, samples),
+        lambda samples_done: reporter.loading(f"evaluating {name}", samples_done, samples),
         measuring=Measuring(),
     )

@@ -64,7 +64,7 @@ class SpikeTiming:
         self._correct = np.zeros(2, dtype=np.int64)
         self._distances: tuple[dict[str, list[float]], dict[str, list[float]]] = ({}, {})
 
-    def others(self, split: Split, indices: Int64) -> list[OtherTargets]:
+    def other_targets(self, split: Split, indices: Int64) -> list[OtherTargets]:
         """What stands in place of the targets of some samples, once for each shuffle."""
         lengths = lengths_of(split)
         shuffled = [partner[indices] for partner in self._partners]
@@ -82,7 +82,7 @@ class SpikeTiming:
         spikes: UInt8,
         batch: Batch[Inputs],
         labels: Int64,
-        others: Sequence[OtherTargets],
+        other_targets: Sequence[OtherTargets],
         nearest: Int64 | None,
         distances: Mapping[str, AnyArray] | None = None,
     ) -> None:
@@ -92,7 +92,7 @@ class SpikeTiming:
             spikes: output spikes, `[T, B, N]`.
             batch: targets and lengths of the samples.
             labels: classes of the samples, `[B]`; meaningless if labels are spike trains.
-            others: what `others` returned for the samples.
+            other_targets: what `other_targets` returned for the samples.
             nearest: classes of the nearest label sequences, `[B]`; None if labels are spike trains.
             distances: `van_rossum` and `hamming` of each sample to its targets, if they are known.
         """
@@ -101,11 +101,11 @@ class SpikeTiming:
         self.own.add(spikes, batch.targets, batch.lengths, None if nearest is None else labels)
         self._add_distances(0, distances)
         decoded = () if nearest is None else (nearest, spike_count(spikes, batch.lengths))
-        for other in others:
-            self.chance.add(spikes, other.targets, other.lengths, None if nearest is None else other.labels)
-            self._add_distances(1, self._task.spike_distances(spikes, other.targets, other.lengths))
+        for target in other_targets:
+            self.chance.add(spikes, target.targets, target.lengths, None if nearest is None else target.labels)
+            self._add_distances(1, self._task.spike_distances(spikes, target.targets, target.lengths))
             if decoded:
-                self._correct += [(classes == other.labels).sum() for classes in decoded]
+                self._correct += [(classes == target.labels).sum() for classes in decoded]
 
     def finish(self) -> None:
         """Measure what was added and still waits for more samples."""

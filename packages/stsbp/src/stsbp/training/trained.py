@@ -78,12 +78,12 @@ class Predicted:
         Raises the same errors as `nearest`.
         """
         distances = np.round(self._distances[sample], 6).tolist()
-        near = equally_near(self._distances[sample : sample + 1])[0]
+        is_near = equally_near(self._distances[sample : sample + 1])[0]
         return {
             "class": self.names[int(self.nearest[sample])],
             "class_spike_count": self.names[int(self.counted[sample])],
             "distances": dict(zip(self.names, distances, strict=True)),
-            "equally_near": [name for name, one in zip(self.names, near, strict=True) if one],
+            "equally_near": [name for name, is_equal in zip(self.names, is_near, strict=True) if is_equal],
         }
 
     @property
@@ -241,10 +241,10 @@ class Trained:
         Raises:
             ConfigError: its inputs or labels do not fit the network.
         """
-        its = Inputs.of(dataset)
-        if its != self.task.inputs:
+        inputs = Inputs.of(dataset)
+        if inputs != self.task.inputs:
             raise ConfigError(
-                f"the run was trained on {self.task.inputs}, but {dataset.name} has {its.unlike(self.task.inputs)}"
+                f"the run was trained on {self.task.inputs}, but {dataset.name} has {inputs.unlike(self.task.inputs)}"
             )
         return dataset.test
 

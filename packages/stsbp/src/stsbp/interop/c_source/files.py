@@ -82,7 +82,7 @@ def write(program: NetworkProgram, about: About, folder: Path) -> list[str]:
     paths = [folder / f"{c_source.stem}.{ending}" for ending in ("c", "h")]
     if folder.exists() and not folder.is_dir():
         raise FileError(f"{folder} is a file, but C source consists of two files; give a folder")
-    targets = [KIND.place(path) for path in paths]
+    targets = [KIND.target_path(path) for path in paths]
     with atomic_writer(targets[0]) as first, atomic_writer(targets[1]) as second:
         for target, file, text in zip(targets, (first, second), (c_source.source, c_source.header), strict=True):
             file.write(text.encode("ascii"))
