@@ -23,7 +23,7 @@ def test_images_lie_with_their_channels_last() -> None:
     assert np.array_equal(NUMPY.view(laid), np.moveaxis(x, 2, -1))
     assert NUMPY.view(laid).flags.c_contiguous
     assert NUMPY.laid_out(laid) is laid
-    assert NUMPY.of(NUMPY.view(laid)).strides == laid.strides
+    assert NUMPY.from_memory(NUMPY.view(laid)).strides == laid.strides
     assert NUMPY.frames(laid).shape == (6, 5, 6, 4)
     assert NUMPY.rows(laid).shape == (2, 360)
 

@@ -208,7 +208,7 @@ def test_gradients_of_potentials_are_those_of_the_reference() -> None:
     walk = plan(numpy, network.graph, fused=False)
     (segment,) = walk.segments
     wq = {key: numpy.weight_grid(p, weights[key])[0] for p in network.graph.projections for key in [p.name]}
-    run = PassContext(wq, STEPS, None, BatchSlice(0, BATCH, BATCH), before={})
+    run = PassContext(wq, STEPS, None, BatchSlice(0, BATCH, BATCH), initial_states={})
     _, residuals = forward_segment(numpy, segment, run, {walk.input: x})
     population = segment.steps[-1].name
     residuals[population] = residuals[population]._replace(error=of_u)

@@ -189,7 +189,7 @@ def test_operations_by_themselves_stay_where_their_arguments_are() -> None:
 
 def test_results_of_operations_by_themselves_have_memory_of_their_own() -> None:
     x = jnp.arange(24, dtype=jnp.float32).reshape(2, 3, 4)
-    same = on_cpu._call(_given_back, on_cpu._like(x.shape), x)
+    same = on_cpu._call(_given_back, on_cpu._shape_dtype(x.shape), x)
     assert same.unsafe_buffer_pointer() != x.unsafe_buffer_pointer()
     assert np.array_equal(same, x)
 
@@ -203,7 +203,9 @@ def test_kernels_of_a_program_take_the_threads_of_whoever_made_it(threads: int) 
     previous = get_num_threads()
     set_num_threads(threads)
     try:
-        counts = jax.jit(lambda x: on_cpu._call(_threads, on_cpu._like((1,), np.int32), x))(np.zeros(1, np.float32))
+        counts = jax.jit(lambda x: on_cpu._call(_threads, on_cpu._shape_dtype((1,), np.int32), x))(
+            np.zeros(1, np.float32)
+        )
     finally:
         set_num_threads(previous)
     assert int(counts[0]) == threads
@@ -214,8 +216,8 @@ def _threads(x: AnyArray) -> AnyArray:
 
 
 def test_a_call_outside_of_a_jit_takes_the_threads_that_are_set_and_raises_the_hosts_errors() -> None:
-    counted = as_one(0)(lambda x: on_cpu._call(_threads, on_cpu._like((1,), np.int32), x))
-    failing = as_one(0)(lambda x: on_cpu._call(_failing, on_cpu._like((1,), np.int32), x))
+    counted = as_one(0)(lambda x: on_cpu._call(_threads, on_cpu._shape_dtype((1,), np.int32), x))
+    failing = as_one(0)(lambda x: on_cpu._call(_failing, on_cpu._shape_dtype((1,), np.int32), x))
     previous = get_num_threads()
     try:
         for threads in {1, previous}:

@@ -66,7 +66,7 @@ def test_moments_are_those_of_integers_and_add_up_over_any_parts() -> None:
     parts: Any = sum(spec.moments(z[:, part], exponent) for part in np.split(order, [1, 400, 700]))
     assert np.array_equal(parts[0], undivided[0])
     assert np.array_equal((parts[1] << 24) + parts[2], (undivided[1] << 24) + undivided[2])
-    wide = spec.Wide()
+    wide = spec.ChannelArithmetic()
     statistics = [spec.statistics(wide, sums, exponent, 999) for sums in (parts, undivided)]
     assert all(np.array_equal(x, y) for x, y in zip(*statistics, strict=True))
 
@@ -85,7 +85,7 @@ def test_mean_and_variance_against_fractions() -> None:
     """Within 4 roundings of float64 of the exact numbers, where all alike as where far from 0."""
     n = 1003
     k, z, exponent = _wild(6, n, 2)
-    mean, variance = spec.statistics(spec.Wide(), spec.moments(z, exponent), exponent, n)
+    mean, variance = spec.statistics(spec.ChannelArithmetic(), spec.moments(z, exponent), exponent, n)
     for row, mean_of_row, spread in zip(k.tolist(), mean.tolist(), variance.tolist(), strict=True):
         exact = Fraction(sum(row), n)
         square = Fraction(sum(x * x for x in row), n) - exact * exact
@@ -137,7 +137,7 @@ def test_gradients_against_finite_differences(training: bool, gain: float) -> No
         computed: Float64 = scale * 0.7 * (gain * z - m) / np.sqrt(v + 0.01) + shift
         return computed
 
-    wide = spec.Wide()
+    wide = spec.ChannelArithmetic()
     if training:
         by = spec.of_batch(wide, spec.moments(z, exponent), exponent, scale, norm=norm, n=n, gain=gain)
     else:
@@ -148,7 +148,7 @@ def test_gradients_against_finite_differences(training: bool, gain: float) -> No
     )["y"]
     assert np.abs(computed - y(z.astype(float), scale, shift)).max() <= 2e-6
     dy = cotangents.astype(np.float32)
-    of_all, slope, d_scale, d_shift = spec.way_back(
+    of_all, slope, d_scale, d_shift = spec.backward_coefficients(
         wide, spec.error_moments(dy, z, exponent), exponent, by, n=n, training=training
     )
     numbers = {"mean": by.mean, "a": by.a, "of_all": of_all, "slope": slope}

@@ -11,7 +11,7 @@ import pytest
 from stsbp_spec.distributed.collective import Alone
 from stsbp_spec.engine import memory as rules
 from stsbp_spec.engine import trainer as trainer_module
-from stsbp_spec.engine.memory import is_much, kept_bytes, samples_at_once
+from stsbp_spec.engine.memory import kept_bytes, recompute_pays, samples_at_once
 from stsbp_spec.engine.results import Batch
 from stsbp_spec.engine.trainer import Trainer
 from stsbp_spec.models.losses import VanRossum
@@ -84,8 +84,8 @@ def test_parts_are_equal_and_keep_no_more_than_they_may(monkeypatch: pytest.Monk
 
 def test_much_is_more_than_four_parts_keep() -> None:
     most = 4 * 32 * 2**20 // SAMPLE
-    assert not is_much(NETWORK, STEPS, most)
-    assert is_much(NETWORK, STEPS, most + 1)
+    assert not recompute_pays(NETWORK, STEPS, most)
+    assert recompute_pays(NETWORK, STEPS, most + 1)
 
 
 @pytest.mark.parametrize("rank", [0, 1])
@@ -102,7 +102,7 @@ def test_all_processes_keep_the_same_of_a_part(rank: int, monkeypatch: pytest.Mo
     class One(Alone[AnyArray]):
         size = 2
 
-    monkeypatch.setattr(trainer_module, "is_much", query)
+    monkeypatch.setattr(trainer_module, "recompute_pays", query)
     collective = One()
     collective.rank = rank
     part, batch = collective.parts(BATCH)[rank], _batch()

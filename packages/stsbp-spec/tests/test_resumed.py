@@ -31,7 +31,7 @@ def walked(
 ) -> tuple[dict[str, AnyArray], dict[str, Any], dict[str, Any]]:
     """What the nodes make, the residuals of all steps, and what enters the steps after these."""
     walk = plan(NUMPY, spec.graph, fused=False)
-    run = PassContext(wq, len(x), None, BatchSlice(0, BATCH, BATCH), before=earlier)
+    run = PassContext(wq, len(x), None, BatchSlice(0, BATCH, BATCH), initial_states=earlier)
     values, residuals, later = {walk.input: x}, dict[str, Any](), dict[str, Any]()
     for segment in walk.segments:
         outputs, saved = forward_segment(NUMPY, segment, run, values)
@@ -120,7 +120,7 @@ def test_an_error_of_potentials_meets_that_of_spikes() -> None:
         segment: Segment[Any] = walk.segments[0]
         name = str(segment.population)
         residuals[name] = residuals[name]._replace(error=of_u)
-        run = PassContext(wq, STEPS, None, BatchSlice(0, BATCH, BATCH), before={})
+        run = PassContext(wq, STEPS, None, BatchSlice(0, BATCH, BATCH), initial_states={})
         trace = Trace(NUMPY, walk, run, of_o, {}, lambda _: residuals, {})
         return backward_segment([trace], segment, [{name: [of_o]}], "fast")
 

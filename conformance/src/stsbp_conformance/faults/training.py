@@ -54,7 +54,7 @@ def _products_that_round(correct: Change, dy: Float32, z: Float32, exponent: Any
     return moments
 
 
-class _PowerAsRoot(batchnorm.Wide):
+class _PowerAsRoot(batchnorm.ChannelArithmetic):
     def root(self, a: Any) -> Any:
         return np.power(a, np.full_like(a, 0.5))
 

@@ -296,9 +296,11 @@ def _batchnorm(shape: Shape, gain: float) -> Body:
         exact = NUMPY.error_moments(errors, z, exponent)
         compared.equal("sums of errors", values(backend, native_moments, np.float64), exact)
         for training in (False, True):
-            got = backend.of_channels(batchnorm.way_back, native_moments, unit, native_affine, n=n, training=training)
+            got = backend.of_channels(
+                batchnorm.backward_coefficients, native_moments, unit, native_affine, n=n, training=training
+            )
             expected_coefficients = NUMPY.of_channels(
-                batchnorm.way_back, exact, exponent, expected_affine, n=n, training=training
+                batchnorm.backward_coefficients, exact, exponent, expected_affine, n=n, training=training
             )
             _of_channels(backend, compared, "way back", got, expected_coefficients)
             of_all, slope, *_ = expected_coefficients

@@ -212,9 +212,9 @@ class CpuBackend(AbstractBackend[AnyArray]):
 
     def error_grid(self, dz: Float32, bits: int, largest: AnyArray | None = None) -> tuple[Float32, Int64]:
         dz = NUMPY.laid_out(dz)
-        most = grid.magnitude(int((self.largest_error(dz) if largest is None else largest)[0]))
+        largest_magnitude = grid.magnitude(int((self.largest_error(dz) if largest is None else largest)[0]))
         out = NUMPY.empty(dz.shape, np.float32)
-        return out, reductions.round_errors(_flat(dz), bits, most, _flat(out))
+        return out, reductions.round_errors(_flat(dz), bits, largest_magnitude, _flat(out))
 
     def gradient_squares(self, gradients: Sequence[Float32]) -> Int64:
         return reductions.gradient_squares([np.ascontiguousarray(g).reshape(-1) for g in gradients])

@@ -110,7 +110,7 @@ class JaxBackend(AbstractBackend[Array]):
             try:
                 present = jax.local_devices(backend=platform)
             except RuntimeError as error:
-                listed.append(Device(platform, f"jax {jax.__version__}", problem=_why(platform, error)))
+                listed.append(Device(platform, f"jax {jax.__version__}", problem=_failure_text(platform, error)))
                 continue
             kernels = ", stsbp_cpu's kernels" if platform == "cpu" else ""
             for i, device in enumerate(present):
@@ -313,15 +313,19 @@ class JaxBackend(AbstractBackend[Array]):
         *,
         reverse: bool = False,
     ) -> tuple[tuple[Array, ...], dict[str, Array]]:
-        still = {name: x for name, x in inputs.items() if len(x) == 1}
-        moving = {name: x for name, x in inputs.items() if name not in still}
+        constant_inputs = {name: x for name, x in inputs.items() if len(x) == 1}
+        varying_inputs = {name: x for name, x in inputs.items() if name not in constant_inputs}
 
-        def at(states: tuple[Array, ...], read: dict[str, Array]) -> tuple[tuple[Array, ...], dict[str, Array]]:
-            new_states, outputs = step(states, {**still, **{name: x[None] for name, x in read.items()}})
+        def scan_step(
+            states: tuple[Array, ...], step_inputs: dict[str, Array]
+        ) -> tuple[tuple[Array, ...], dict[str, Array]]:
+            new_states, outputs = step(
+                states, {**constant_inputs, **{name: x[None] for name, x in step_inputs.items()}}
+            )
             return new_states, {name: x[0] for name, x in outputs.items()}
 
         results: tuple[tuple[Array, ...], dict[str, Array]] = jax.lax.scan(
-            at, match_replication(carried, inputs), moving, length=steps, reverse=reverse
+            scan_step, match_replication(carried, inputs), varying_inputs, length=steps, reverse=reverse
         )
         return results
 
@@ -468,13 +472,13 @@ def _find(name: str) -> list[Any]:
     present: list[Any] = jax.local_devices(backend=platform)
     if name == platform + _ALL:
         return present
-    places = {platform if i == 0 else f"{platform}:{i}": device for i, device in enumerate(present)}
-    if name not in places:
-        raise LookupError(f"the {platform} devices of this process are {', '.join(places)}")
-    return [places[name]]
+    devices_by_name = {platform if i == 0 else f"{platform}:{i}": device for i, device in enumerate(present)}
+    if name not in devices_by_name:
+        raise LookupError(f"the {platform} devices of this process are {', '.join(devices_by_name)}")
+    return [devices_by_name[name]]
 
 
-def _why(platform: str, error: RuntimeError) -> str:
+def _failure_text(platform: str, error: RuntimeError) -> str:
     lines = [line.strip() for line in str(error).splitlines()]
     return f"jax finds no {platform}: {lines[0] if lines else type(error).__name__}"
 
@@ -514,8 +518,8 @@ def _dropout_mask(seed: Array, step: Array, layer: int, shape: Shape, rate: floa
 
 def _channels(function: Callable[..., Any], fixed: tuple[tuple[str, Any], ...], *arrays: Any) -> Any:
     # From the last argument, whose values the compiler cannot know.
-    some = jax.tree.leaves(arrays)[-1]
-    return function(batchnorm.JaxFloat64(some), *arrays, **dict(fixed))
+    traced_array = jax.tree.leaves(arrays)[-1]
+    return function(batchnorm.JaxFloat64(traced_array), *arrays, **dict(fixed))
 
 
 @_jit()
@@ -561,14 +565,14 @@ _TRACED_RULES: Mapping[type[Op], Rule[Array]] = {
 }
 _pool, _unpool = _jit("pool")(avgpool2d.forward), _jit("pool", "shape")(avgpool2d.backward)
 _max, _unmax = _jit("pool")(maxpool2d.forward), _jit("pool", "shape")(maxpool2d.backward)
-_up, _down = _jit("up")(upsample2d.forward), _jit("up")(upsample2d.backward)
+_upsample, _upsample_backward = _jit("up")(upsample2d.forward), _jit("up")(upsample2d.backward)
 _flat, _unflat = _jit()(flatten.flatten), _jit("shape")(flatten.backward)
 _RULES: Mapping[type[Op], Rule[Array]] = {
     Conv2d: _compiled(_TRACED_RULES[Conv2d]),
     Linear: _compiled(_TRACED_RULES[Linear]),
     AvgPool2d: Rule(lambda pool, s: (_pool(pool, s), s.shape), _unpool),
     MaxPool2d: Rule(partial(_max_pooling, forward=_max), lambda pool, saved, d: _unmax(pool, *saved, d)),
-    Upsample2d: Rule(lambda up, s: (_up(up, s), None), lambda up, _, d: _down(up, d)),
+    Upsample2d: Rule(lambda up, s: (_upsample(up, s), None), lambda up, _, d: _upsample_backward(up, d)),
     Flatten: Rule(lambda _, s: (_flat(s), s.shape), lambda _, shape, d: _unflat(shape, d)),
 }
 _totals = in_float64(ARITHMETIC.channel_totals)

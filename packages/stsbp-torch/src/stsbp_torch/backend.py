@@ -180,8 +180,8 @@ class TorchBackend(AbstractBackend[torch.Tensor]):
         return Frozen(weights) if self._on_cpu else weights
 
     def dropout_mask(self, seed: int, layer: int, step: int, shape: Shape, rate: float, first: int = 0) -> torch.Tensor:
-        def drawn(now: tuple[int, int]) -> torch.Tensor:
-            return dropout.mask(now[0], layer, now[1], shape, rate, first, self.torch_device)
+        def drawn(seed_and_step: tuple[int, int]) -> torch.Tensor:
+            return dropout.mask(seed_and_step[0], layer, seed_and_step[1], shape, rate, first, self.torch_device)
 
         if self.graphs is not None and self.graphs.tape is not None:
             return self.graphs.tape.filled(("dropout", layer, shape, rate, first), drawn)
@@ -296,8 +296,10 @@ class TorchBackend(AbstractBackend[torch.Tensor]):
             return super().error_grid(dz, bits, largest)
         dz = laid_out(dz)
         out = torch.empty_like(dz)
-        most = grid.magnitude(int(self.largest_error(dz) if largest is None else largest))
-        counts = reductions.round_errors(rows(dz).reshape(-1).numpy(), bits, most, rows(out).reshape(-1).numpy())
+        largest_magnitude = grid.magnitude(int(self.largest_error(dz) if largest is None else largest))
+        counts = reductions.round_errors(
+            rows(dz).reshape(-1).numpy(), bits, largest_magnitude, rows(out).reshape(-1).numpy()
+        )
         return out, torch.from_numpy(counts)
 
     def gradient_squares(self, gradients: Sequence[torch.Tensor]) -> torch.Tensor:

@@ -283,7 +283,7 @@ class FusedBlock(Chain[Array]):
     neurons: Population[Array]
 
     def forward_slice(self, run: PassContext[Array], *inputs: Array) -> ForwardResult[Array]:
-        if run.keeps or run.before is not None or not isinstance(self.projection.synapse, Conv2d):
+        if run.keeps or run.initial_states is not None or not isinstance(self.projection.synapse, Conv2d):
             return super().forward_slice(run, *inputs)
         for part in self.parts[:-1]:
             inputs = (part.forward_slice(run, *inputs).output,)
@@ -320,7 +320,7 @@ class ConnectedBlock(FusedBlock[Array]):
 
     def forward_slice(self, run: PassContext[Array], *inputs: Array) -> ForwardResult[Array]:
         (s,), layout = inputs, self.dense.layout
-        if run.keeps or run.before is not None or not layout.is_bytes(s):
+        if run.keeps or run.initial_states is not None or not layout.is_bytes(s):
             return super().forward_slice(run, s)
         neurons, wq = self.neurons, run.weights[self.projection.name]
         equations = self.equations(run)
@@ -584,4 +584,4 @@ class SparseBlock(FusedBlock[Array]):
             learned_numbers(layout, equations, residuals.learned), numbers(layout, equations.terms, terms),
             need_weights=need_weights,
         )  # fmt: skip
-        return dz, layout.of(np.empty(0, np.float32) if dw is None else dw), terms
+        return dz, layout.from_memory(np.empty(0, np.float32) if dw is None else dw), terms

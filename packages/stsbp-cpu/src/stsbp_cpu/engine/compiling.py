@@ -131,18 +131,18 @@ class _KernelCache(_Cache):  # type: ignore[misc]
         if folder is None:
             return None
         name = self._file(sig)
-        stored = folder.read(name)
-        if stored is None:
+        content = folder.read(name)
+        if content is None:
             # If several processes need a kernel, only one of them compiles it.
             self._release(name)
             self._claims[name] = folder.claim(name, _PATIENCE)
-            stored = folder.read(name)
-            if stored is None:
+            content = folder.read(name)
+            if content is None:
                 return None
             self._release(name)
         # Unpickling is as safe as running the machine code inside. `kernel_cache` explains who can write the files.
-        stored_sig, parts = pickle.loads(stored)
-        return CompileResult._rebuild(target_context, *parts) if stored_sig == sig else None
+        content_sig, parts = pickle.loads(content)
+        return CompileResult._rebuild(target_context, *parts) if content_sig == sig else None
 
     def save_overload(self, sig: Any, data: Any) -> None:
         # Code that contains addresses of this process is useless in another process. A part has no code of its own.
@@ -220,10 +220,10 @@ class _ParallelLowering(NativeParforLowering):  # type: ignore[misc]
         codegen = state.targetctx.codegen()
         codegen._library_class = _library
         try:
-            done: bool = super().run_pass(state)
+            changed: bool = super().run_pass(state)
         finally:
             del codegen._library_class
-        return done
+        return changed
 
 
 def _uncalled(flags: Any) -> Any:
@@ -256,7 +256,8 @@ class _KernelCompiler(Compiler):  # type: ignore[misc]
         pipelines = super().define_pipelines()
         for pipeline in pipelines:
             passes = (
-                (_ParallelLowering if kind is NativeParforLowering else kind, why) for kind, why in pipeline.passes
+                (_ParallelLowering if kind is NativeParforLowering else kind, reason)
+                for kind, reason in pipeline.passes
             )
             pipeline.passes = list(passes)
             pipeline.finalize()
@@ -306,13 +307,13 @@ def cached_njit(
 
     def compiled(function: Callable[..., R]) -> Callable[..., R]:
         used = [_kernel_name(cell.cell_contents) for cell in function.__closure__ or ()]
-        read = (_kernel_name(function.__globals__.get(word)) for word in function.__code__.co_names)
-        used += [name for name in read if name is not None]
+        global_names = (_kernel_name(function.__globals__.get(word)) for word in function.__code__.co_names)
+        used += [name for name in global_names if name is not None]
         if function.__module__ not in SOURCES or None in used:
             name = f"{function.__module__}.{function.__qualname__}"
             raise TypeError(f"{name} is not covered by stsbp_cpu.engine.compiling.SOURCES")
         if used:
-            _rename(function, f"{function.__name__}_{_short(function.__qualname__, used)}")
+            _rename(function, f"{function.__name__}_{_name_digest(function.__qualname__, used)}")
         _sources()
         compiler = _DistinctCompiler if distinct else _InnerCompiler if inner else _KernelCompiler
         dispatcher: Any = numba.njit(**options, pipeline_class=compiler)(function)
@@ -336,7 +337,7 @@ def printed_njit(text: str, name: str, words: Mapping[str, Any], **options: Any)
         options: options of `cached_njit`.
     """
     kernels = (f"{word} {inner}" for word, x in words.items() if (inner := _kernel_name(x)) is not None)
-    full = f"{name}_{_short(text, kernels)}"
+    full = f"{name}_{_name_digest(text, kernels)}"
     file = f"<stsbp {full}>"
     # For tracebacks. linecache does not look on the disk for an entry without a modification time.
     linecache.cache[file] = (len(text), None, text.splitlines(keepends=True), file)
@@ -353,8 +354,8 @@ def _kernel_name(x: object) -> str | None:
     return cache.name if isinstance(cache, _KernelCache) else None
 
 
-def _short(first: str, others: Iterable[str | None]) -> str:
-    return digest(first, *map(str, others))[:16]
+def _name_digest(first: str, names: Iterable[str | None]) -> str:
+    return digest(first, *map(str, names))[:16]
 
 
 def _rename(function: Callable[..., Any], name: str) -> None:
@@ -372,8 +373,8 @@ class _Announcement(event.Listener):  # type: ignore[misc]
         if not self.said and dispatcher.py_func.__module__.startswith("stsbp_cpu."):
             self.said = True
             folder = folder_for(dispatcher.targetctx.codegen())
-            later = "; later runs load them from the disk" if folder is not None and folder.kept else ""
-            _LOG.warning("compiling the kernels for this processor%s", later)
+            hint = "; later runs load them from the disk" if folder is not None and folder.kept else ""
+            _LOG.warning("compiling the kernels for this processor%s", hint)
 
     def on_end(self, event: Any) -> None:
         pass

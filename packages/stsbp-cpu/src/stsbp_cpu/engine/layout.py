@@ -43,7 +43,7 @@ class Layout(ABC, Generic[Array]):
         """The memory of a laid-out array as a numpy array, `[T, B, H, W, C]`, `[T, B, N]`, ..."""
 
     @abstractmethod
-    def of(self, memory: AnyArray) -> Array:
+    def from_memory(self, memory: AnyArray) -> Array:
         """Inverse of `view`."""
 
     def is_bytes(self, x: Array) -> bool:
@@ -147,7 +147,7 @@ class _Numpy(Layout[AnyArray]):
     def view(self, x: AnyArray) -> AnyArray:
         return x.transpose(_TO_MEMORY) if x.ndim == 5 else x
 
-    def of(self, memory: AnyArray) -> AnyArray:
+    def from_memory(self, memory: AnyArray) -> AnyArray:
         return memory.transpose(_TO_LOGICAL) if memory.ndim == 5 else memory
 
 

@@ -111,9 +111,9 @@ class Kernel(NamedTuple):
         return name
 
 
-def kernel(line: str) -> Kernel:
+def kernel(description: str) -> Kernel:
     """The kernel that a line of `FIRST` or `OTHERS` describes."""
-    name, *arguments = line.split()
+    name, *arguments = description.split()
     module, _, function = name.rpartition(".")
     return Kernel(getattr(import_module(f"stsbp_cpu.{module}"), function), tuple(map(_type, arguments)))
 
@@ -134,7 +134,7 @@ def fill() -> tuple[int, int]:
     """
     check_settings()
     # The wheel has no compiled kernels, because they fit one type of processor and one version of numba and numpy.
-    folder, kernels = own_folder(), [kernel(line) for line in FIRST + OTHERS]
+    folder, kernels = own_folder(), [kernel(description) for description in FIRST + OTHERS]
     missing = [candidate for candidate in kernels if folder is None or folder.read(candidate.file) is None]
     shared = missing and folder is not None and folder.kept
     helpers = [_start(str(i), str(_cores())) for i in range(1, _cores())] if shared else []
@@ -223,13 +223,17 @@ def main(parent: str, *share: str) -> None:
         return os.getppid() == int(parent)
 
     if len(share) == 2:
-        lines, (number, count) = FIRST + OTHERS, map(int, share)
-        begin = number * len(lines) // count
-        _compile(map(kernel, lines[begin:] + lines[:begin]), alive)
+        descriptions, (number, count) = FIRST + OTHERS, map(int, share)
+        begin = number * len(descriptions) // count
+        _compile(map(kernel, descriptions[begin:] + descriptions[:begin]), alive)
     elif (folder := own_folder()) is not None and (claim := folder.claim("helper")):
         # In reverse order, so that the two processes begin at opposite ends and rarely need the same kernel.
-        lines = tuple(line for line in reversed(FIRST) if share == ("dense",) or not line.startswith("ops.dense."))
-        _compile(map(kernel, lines), alive)
+        descriptions = tuple(
+            description
+            for description in reversed(FIRST)
+            if share == ("dense",) or not description.startswith("ops.dense.")
+        )
+        _compile(map(kernel, descriptions), alive)
         claim.release()
 
 

@@ -73,7 +73,7 @@ class FusedRecurrent(Recurrent[Array]):
         precision: Precision,
     ) -> tuple[dict[str, Array], dict[str, Array]]:
         bits = self.loops[0].projection.sample_error_bits if precision == "reproducible" else 0
-        equations = self.way_back(run, residuals)
+        equations = self.backward_equations(run, residuals)
         return backward_all(self.layout, equations, residuals, error, static, self._loop(run), bits)
 
     def saved_for_backward(self, loop: Weights[Array], spikes: Array, w: Array) -> Any:

@@ -78,7 +78,7 @@ def backward(
             shape[:2],
             NUMPY.view(np.broadcast_to(np.float32(0), (1, 1, *shape[2:]))).shape[2:],
         )
-        ds = NUMPY.of(grad_rows.reshape(steps, batch, *sample_shape))
+        ds = NUMPY.from_memory(grad_rows.reshape(steps, batch, *sample_shape))
     return ds, dw
 
 

@@ -88,17 +88,17 @@ def _common_device(arrays: Sequence[Any]) -> tuple[Any] | None:
 
     `(None,)`: the results are not tied to a certain device. None: the arguments are traced, or on several devices.
     """
-    places: set[Any] = set()
+    devices: set[Any] = set()
     committed = False
     for x in arrays:
         if isinstance(x, jax.core.Tracer):
             return None
         if isinstance(x, Array):
-            places |= x.devices()
+            devices |= x.devices()
             committed |= x.committed
-    if len(places) != 1:
+    if len(devices) != 1:
         return None
-    return (places.pop() if committed else None,)
+    return (devices.pop() if committed else None,)
 
 
 def _opened_memory(x: Any) -> AnyArray:
@@ -119,7 +119,7 @@ def _run_on_threads(threads: int, *arguments: Any) -> list[AnyArray]:
 def _run_numpy(
     function: Callable[..., Any], fixed: tuple[Hashable, ...], tree: Any, *memories: AnyArray
 ) -> list[AnyArray]:
-    results = function(*fixed, *jax.tree.unflatten(tree, [NUMPY.of(x) for x in memories]))
+    results = function(*fixed, *jax.tree.unflatten(tree, [NUMPY.from_memory(x) for x in memories]))
     return [NUMPY.view(NUMPY.laid_out(x)) for x in jax.tree.leaves(results)]
 
 
@@ -139,7 +139,7 @@ class _Same:
         return id(self.value)
 
 
-def _like(shape: Shape, dtype: Any = np.float32) -> Any:
+def _shape_dtype(shape: Shape, dtype: Any = np.float32) -> Any:
     kind: Any = jax.ShapeDtypeStruct
     return kind(tuple(shape), dtype)
 
@@ -161,7 +161,7 @@ def _wide_or_not(precision: Precision) -> type[np.floating]:
 
 def _forward_weights(op: Any, s: Array, wq: Array) -> tuple[Array, tuple[Array, Array]]:
     shape = op.output_shape(_logical(s.shape)[2:])
-    z: Array = _call(_forward_rule, _like(_memory((*s.shape[:2], *shape))), s, wq, fixed=(op,))
+    z: Array = _call(_forward_rule, _shape_dtype(_memory((*s.shape[:2], *shape))), s, wq, fixed=(op,))
     return z, (s, wq)
 
 
@@ -169,8 +169,8 @@ def _backward_weights(
     op: Any, saved: tuple[Array, Array], dz: Array, precision: Precision, need_input: bool, need_weights: bool = True
 ) -> tuple[Array | None, Array | None]:
     s, wq = saved
-    ds = _like(s.shape) if need_input else None
-    dw = _like(wq.shape, _wide_or_not(precision)) if need_weights else None
+    ds = _shape_dtype(s.shape) if need_input else None
+    dw = _shape_dtype(wq.shape, _wide_or_not(precision)) if need_weights else None
     gradients: tuple[Array | None, Array | None] = _call(
         _backward_rule, (ds, dw), s, wq, dz, fixed=(op, precision, need_input, need_weights)
     )
@@ -204,11 +204,11 @@ def _pooled(pool: AvgPool2d | MaxPool2d, s: Array) -> Shape:
 
 
 def _average(pool: AvgPool2d, s: Array) -> tuple[Array, Shape]:
-    return _call(_forward_rule, _like(_pooled(pool, s)), s, fixed=(pool,)), s.shape
+    return _call(_forward_rule, _shape_dtype(_pooled(pool, s)), s, fixed=(pool,)), s.shape
 
 
 def _average_backward(pool: AvgPool2d, shape: Shape, d: Array) -> Array:
-    grad_input: Array = _call(_pool_backward, _like(shape), d, fixed=(pool, _logical(shape)))
+    grad_input: Array = _call(_pool_backward, _shape_dtype(shape), d, fixed=(pool, _logical(shape)))
     return grad_input
 
 
@@ -219,7 +219,9 @@ def _pool_backward(pool: AvgPool2d, shape: Shape, d: AnyArray) -> AnyArray:
 
 def _largest(pool: MaxPool2d, s: Array) -> tuple[Array, tuple[Shape, Array]]:
     shape = _pooled(pool, s)
-    largest, first = _call(_largest_forward, (_like(shape, s.dtype), _like(shape, np.int32)), s, fixed=(pool,))
+    largest, first = _call(
+        _largest_forward, (_shape_dtype(shape, s.dtype), _shape_dtype(shape, np.int32)), s, fixed=(pool,)
+    )
     return largest, (s.shape, first)
 
 
@@ -230,7 +232,7 @@ def _largest_forward(pool: MaxPool2d, s: AnyArray) -> tuple[AnyArray, AnyArray]:
 
 def _largest_backward(pool: MaxPool2d, saved: tuple[Shape, Array], d: Array) -> Array:
     shape, first = saved
-    grad_input: Array = _call(_max_pool_backward, _like(shape), first, d, fixed=(pool, _logical(shape)))
+    grad_input: Array = _call(_max_pool_backward, _shape_dtype(shape), first, d, fixed=(pool, _logical(shape)))
     return grad_input
 
 
@@ -256,12 +258,14 @@ def recur(
     kernel_inputs = {name: x if x.dtype == np.uint8 else x.astype(np.float32) for name, x in inputs.items()}
     shape = kernel_inputs[recurrence.inputs[0]].shape[1:]
     results = {
-        name: _like((1 if name in summed else steps, *shape), np.uint8 if x.is_condition else np.float32)
+        name: _shape_dtype((1 if name in summed else steps, *shape), np.uint8 if x.is_condition else np.float32)
         for name, x in recurrence.outputs.items()
     }
     parameters = {name: jnp.asarray(constants[name], np.float32) for name in recurrence.parameters}
-    read = {name: kernel_inputs[name] for name in recurrence.inputs}
-    outputs: dict[str, Array] = _call(_over_time, results, parameters, read, fixed=(recurrence, steps, summed))
+    ordered_inputs = {name: kernel_inputs[name] for name in recurrence.inputs}
+    outputs: dict[str, Array] = _call(
+        _over_time, results, parameters, ordered_inputs, fixed=(recurrence, steps, summed)
+    )
     return {name: outputs[name] for name in recurrence.outputs}
 
 
@@ -283,9 +287,9 @@ def fits(x: Array) -> bool:
 
 def _fired(equations: NeuronEquations, shape: Shape) -> tuple[Any, dict[str, Any], dict[str, Any]]:
     """Types of the spikes of shape `[T, B, ...]`, of the kept values, and of the learned parameters of each element."""
-    saved = {name: _like(shape) for name in equations.kept}
-    neuron_parameters = {name: _like((1, *shape[1:])) for name in equations.learned.values()}
-    return _like(shape, np.uint8), saved, neuron_parameters
+    saved = {name: _shape_dtype(shape) for name in equations.kept}
+    neuron_parameters = {name: _shape_dtype((1, *shape[1:])) for name in equations.learned.values()}
+    return _shape_dtype(shape, np.uint8), saved, neuron_parameters
 
 
 def population_forward(
@@ -311,9 +315,9 @@ def population_backward(
     equations: NeuronEquations, residuals: NeuronResiduals[Array], ds: Array, static: Sequence[bool]
 ) -> tuple[tuple[Array, ...], dict[str, Array]]:
     """Implements `Operations.population_backward`."""
-    once = (1, *ds.shape[1:])
-    errors = tuple(_like(once if is_static else ds.shape) for is_static in static)
-    results = errors, {name: _like(once) for name in equations.terms}
+    summed_shape = (1, *ds.shape[1:])
+    errors = tuple(_shape_dtype(summed_shape if is_static else ds.shape) for is_static in static)
+    results = errors, {name: _shape_dtype(summed_shape) for name in equations.terms}
     arrays = (residuals.kept, dict(residuals.learned), ds.astype(np.float32))
     gradients: tuple[tuple[Array, ...], dict[str, Array]] = _call(
         _propagate_all, results, *arrays, fixed=(_Same(equations), tuple(static))
@@ -331,7 +335,7 @@ def _propagate_all(
 # The contract, batch normalisation, dropout, the update.
 def weight_grid(projection: Projection, w: Array) -> tuple[Array, GridChoice]:
     """Implements `grid.weight_grid`, whose loop XLA would compile for each layer."""
-    wq, numbers = _call(_weight_grid, (_like(w.shape), _like((4,), np.float64)), w, fixed=(projection,))
+    wq, numbers = _call(_weight_grid, (_shape_dtype(w.shape), _shape_dtype((4,), np.float64)), w, fixed=(projection,))
     with enable_x64():
         q, coarser, bound, finite = (numbers[i] for i in range(4))
         return wq, GridChoice(q.astype(np.int32), coarser.astype(np.int32), bound, finite > 0)
@@ -357,7 +361,7 @@ def weight_grid_of_values(projection: Projection, w: Array) -> tuple[Array, Weig
 
 def largest_error(dz: Array) -> Array:
     """Implements `Operations.largest_error`."""
-    largest: Array = _call(_largest_error, _like((1,), np.int32), dz)
+    largest: Array = _call(_largest_error, _shape_dtype((1,), np.int32), dz)
     return largest
 
 
@@ -368,7 +372,7 @@ def _largest_error(dz: AnyArray) -> AnyArray:
 def error_grid(dz: Array, bits: int, largest: Array | None) -> tuple[Array, Array]:
     """Implements `Operations.error_grid`. The numbers of zeroed and of non-zero elements are `[1, 2]`."""
     rounded: tuple[Array, Array] = _call(
-        _error_grid, (_like(dz.shape), _like((1, 2), np.int32)), dz, largest, fixed=(bits,)
+        _error_grid, (_shape_dtype(dz.shape), _shape_dtype((1, 2), np.int32)), dz, largest, fixed=(bits,)
     )
     return rounded
 
@@ -380,7 +384,7 @@ def _error_grid(bits: int, dz: AnyArray, largest: AnyArray | None) -> tuple[AnyA
 
 def sample_grid(dz: Array, bits: int) -> Array:
     """Implements `Operations.sample_grid`."""
-    rounded: Array = _call(_sample_grid, _like(dz.shape), dz, fixed=(bits,))
+    rounded: Array = _call(_sample_grid, _shape_dtype(dz.shape), dz, fixed=(bits,))
     return rounded
 
 
@@ -390,7 +394,7 @@ def _sample_grid(bits: int, dz: AnyArray) -> AnyArray:
 
 def gradient_squares(gradients: Sequence[Array]) -> Array:
     """Implements `Operations.gradient_squares`."""
-    squares: Array = _call(_gradient_squares, _like((2,), np.int64), tuple(gradients))
+    squares: Array = _call(_gradient_squares, _shape_dtype((2,), np.int64), tuple(gradients))
     return squares
 
 
@@ -400,7 +404,7 @@ def _gradient_squares(gradients: tuple[AnyArray, ...]) -> AnyArray:
 
 def spike_count(s: Array) -> Array:
     """Implements `Operations.spike_count`, with a count for each sample."""
-    counts: Array = _call(_spike_count, _like((s.shape[1],), np.int32), s)
+    counts: Array = _call(_spike_count, _shape_dtype((s.shape[1],), np.int32), s)
     return counts
 
 
@@ -411,7 +415,7 @@ def _spike_count(s: AnyArray) -> AnyArray:
 
 def moments(z: Array, exponent: Array) -> Array:
     """Implements `Operations.moments`."""
-    sums: Array = _call(_moments, _like((3, z.shape[-1]), np.int64), z, exponent)
+    sums: Array = _call(_moments, _shape_dtype((3, z.shape[-1]), np.int64), z, exponent)
     return sums
 
 
@@ -421,7 +425,7 @@ def _moments(z: AnyArray, exponent: AnyArray) -> AnyArray:
 
 def error_moments(dy: Array, z: Array, exponent: Array) -> Array:
     """Implements `Operations.error_moments`."""
-    sums: Array = _call(_error_moments, _like((3, z.shape[-1]), np.float64), dy, z, exponent)
+    sums: Array = _call(_error_moments, _shape_dtype((3, z.shape[-1]), np.float64), dy, z, exponent)
     return sums
 
 
@@ -432,7 +436,7 @@ def _error_moments(dy: AnyArray, z: AnyArray, exponent: AnyArray) -> AnyArray:
 def channelwise(recurrence: Recurrence, arrays: Mapping[str, Array], numbers: Mapping[str, Array]) -> Array:
     """Implements `Operations.channelwise`."""
     (first, *_) = arrays.values()
-    normalised: Array = _call(_channelwise, _like(first.shape), dict(arrays), dict(numbers), fixed=(recurrence,))
+    normalised: Array = _call(_channelwise, _shape_dtype(first.shape), dict(arrays), dict(numbers), fixed=(recurrence,))
     return normalised
 
 
@@ -447,12 +451,12 @@ def of_channels(function: Callable[..., Any], *arrays: Any, **fixed: Any) -> Any
         # This call finds the shapes and dtypes of the results.
         results = _channels(function, keywords, *jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), arrays))
     return _call(
-        _channels, jax.tree.map(lambda x: _like(x.shape, x.dtype), results), *arrays, fixed=(function, keywords)
+        _channels, jax.tree.map(lambda x: _shape_dtype(x.shape, x.dtype), results), *arrays, fixed=(function, keywords)
     )
 
 
 def _channels(function: Callable[..., Any], fixed: tuple[tuple[str, Any], ...], *arrays: Any) -> Any:
-    numbers = function(batchnorm.Wide(), *arrays, **dict(fixed))
+    numbers = function(batchnorm.ChannelArithmetic(), *arrays, **dict(fixed))
     return jax.tree.map(np.asarray, numbers)
 
 
@@ -460,7 +464,7 @@ def dropout_mask(words: tuple[Any, ...], layer: int, shape: Shape, rate: float) 
     """Implements `Operations.dropout_mask`. `words` are seed, step and first sample, uint32, traced or not."""
     memory_shape = (shape[0], *shape[2:], shape[1])
     word_arrays = tuple(jnp.asarray(x, np.uint32) for x in words)
-    mask: Array = _call(_mask, _like(memory_shape, np.uint8), word_arrays, fixed=(layer, shape, rate))
+    mask: Array = _call(_mask, _shape_dtype(memory_shape, np.uint8), word_arrays, fixed=(layer, shape, rate))
     return jnp.moveaxis(mask, -1, 1)
 
 
@@ -471,7 +475,7 @@ def _mask(layer: int, shape: Shape, rate: float, words: tuple[AnyArray, ...]) ->
 
 def updated(scalars: Scalars, w: Array, g: Array, *moments: Array) -> tuple[Array, ...]:
     """Implements `Operations.updated` for weights."""
-    new: tuple[Array, ...] = _call(_update, (_like(w.shape),) * (1 + len(moments)), scalars, w, g, *moments)
+    new: tuple[Array, ...] = _call(_update, (_shape_dtype(w.shape),) * (1 + len(moments)), scalars, w, g, *moments)
     return new
 
 
@@ -515,13 +519,16 @@ class _HostRecurrent(Recurrent[Array]):
     cpu: Any = None
 
     @cached_property
-    def _read(self) -> tuple[str, ...]:
+    def _weights_read(self) -> tuple[str, ...]:
         """Names of the weights that the step reads."""
         return (*(loop.name for loop in self.loops), *self.bound_nodes[0].parameters.values())
 
     def fire(self, run: PassContext[Array], inputs: Sequence[Array]) -> tuple[Array, NeuronResiduals[Array]]:
         results = _fired(self.equations[run.training], (run.steps, *inputs[0].shape[1:]))
-        arguments = ({name: run.weights[name] for name in self._read}, tuple(z.astype(np.float32) for z in inputs))
+        arguments = (
+            {name: run.weights[name] for name in self._weights_read},
+            tuple(z.astype(np.float32) for z in inputs),
+        )
         spikes, saved, neuron_parameters = _call(
             _fire_loop, results, *arguments, fixed=(self.cpu, run.training, run.steps)
         )
@@ -535,11 +542,11 @@ class _HostRecurrent(Recurrent[Array]):
         static: tuple[str, ...],
         precision: Precision,
     ) -> tuple[dict[str, Array], dict[str, Array]]:
-        equations = self.way_back(run, residuals)
-        once = _like((1, *error.shape[1:]))
-        errors = {name: once if name in static else _like(error.shape) for name in equations.errors}
-        results = errors, dict.fromkeys(equations.terms, once)
-        weights = {name: run.weights[name] for name in self._read}
+        equations = self.backward_equations(run, residuals)
+        summed_type = _shape_dtype((1, *error.shape[1:]))
+        errors = {name: summed_type if name in static else _shape_dtype(error.shape) for name in equations.errors}
+        results = errors, dict.fromkeys(equations.terms, summed_type)
+        weights = {name: run.weights[name] for name in self._weights_read}
         gradients: tuple[dict[str, Array], dict[str, Array]] = _call(
             _propagate_loop, results, weights, residuals.kept, dict(residuals.learned), error,
             fixed=(self.cpu, run.training, static, precision),
@@ -591,9 +598,9 @@ class _PooledHostError(Deferred[Array]):
 
 @dataclass(frozen=True, eq=False)
 class _DeferredHostError(Deferred[Array]):
-    """`block.DeferredError` with JAX arrays, of the block `of`."""
+    """`block.DeferredError` with JAX arrays, of a block."""
 
-    of: _HostBlock
+    block: _HostBlock
     s: Array
     mask: Array | None
     wq: Array
@@ -601,7 +608,7 @@ class _DeferredHostError(Deferred[Array]):
 
     def array(self) -> Array:
         grad_input: Array = _call(
-            _deferred_array, _like(self.s.shape), self.s, self.mask, self.wq, self.dz, fixed=(self.of.cpu,)
+            _deferred_array, _shape_dtype(self.s.shape), self.s, self.mask, self.wq, self.dz, fixed=(self.block.cpu,)
         )
         return grad_input
 
@@ -628,7 +635,7 @@ class _HostBlock(Chain[Array]):
     neurons: Population[Array]
 
     @cached_property
-    def _read(self) -> tuple[str, ...]:
+    def _weights_read(self) -> tuple[str, ...]:
         return (self.cpu.projection.name, *self.neurons.bound_nodes[0].parameters.values())
 
     def forward_slice(self, run: PassContext[Array], *inputs: Array) -> ForwardResult[Array]:
@@ -641,10 +648,12 @@ class _HostBlock(Chain[Array]):
         for part in self.parts:
             if isinstance(part, Drops) and (drop_mask := part.mask(run, batch)) is not None:
                 mask = jnp.moveaxis(drop_mask, 1, -1)
-        weights = {name: run.weights[name] for name in self._read}
+        weights = {name: run.weights[name] for name in self._weights_read}
         fixed = (self.cpu, run.training, steps)
         if not run.keeps:
-            return ForwardResult(_call(_block_spikes, _like(shape, np.uint8), weights, s, mask, fixed=fixed), None)
+            return ForwardResult(
+                _call(_block_spikes, _shape_dtype(shape, np.uint8), weights, s, mask, fixed=fixed), None
+            )
         results = _fired(self.neurons.equations[run.training], shape)
         spikes, saved, neuron_parameters = _call(_block_fired, results, weights, s, mask, fixed=fixed)
         neurons = NeuronResiduals(saved, spikes, static=False, learned=neuron_parameters)
@@ -660,11 +669,19 @@ class _HostBlock(Chain[Array]):
         defers, pools = need_input and self.cpu.may_defer, self.cpu.pool is not None and self.cpu.masked != 1
         below_type: Any = None
         if need_input:
-            below_type = _like(neurons.kept["u"].shape if defers else self._entering(s) if pools else s.shape)
-        gradient_types = {"dw": _like(wq.shape), "below": below_type}
-        learned = {name: _like(run.weights[name].shape) for name in self.neurons.bound_nodes[0].parameters.values()}
+            below_type = _shape_dtype(neurons.kept["u"].shape if defers else self._entering(s) if pools else s.shape)
+        gradient_types = {"dw": _shape_dtype(wq.shape), "below": below_type}
+        learned = {
+            name: _shape_dtype(run.weights[name].shape) for name in self.neurons.bound_nodes[0].parameters.values()
+        }
         kind, arrays = _split_error(grad)
-        arguments = ({name: run.weights[name] for name in self._read}, s, mask, neurons.kept, dict(neurons.learned))
+        arguments = (
+            {name: run.weights[name] for name in self._weights_read},
+            s,
+            mask,
+            neurons.kept,
+            dict(neurons.learned),
+        )
         computed, gradients = _call(
             _block_backward, (gradient_types, learned), *arguments, arrays, fixed=(self.cpu, run.training, kind)
         )
@@ -704,7 +721,7 @@ def _split_error(error: Any) -> tuple[tuple[Hashable, ...], Any]:
     if isinstance(error, _PooledHostError):
         return ("pooled", error.pool, _logical(error.shape)), error.d
     if isinstance(error, _DeferredHostError):
-        return ("deferred", error.of.cpu), (error.s, error.mask, error.wq, error.dz)
+        return ("deferred", error.block.cpu), (error.s, error.mask, error.wq, error.dz)
     return ("plain",), error
 
 

@@ -240,7 +240,7 @@ def _run(
     # The backend also takes traced numbers for masks.
     dropout: Any = masks if settings.training else None
     initial_state = state if settings.full else None
-    return PassContext(on_grid, settings.steps, dropout, BatchSlice(0, batch, batch), before=initial_state)
+    return PassContext(on_grid, settings.steps, dropout, BatchSlice(0, batch, batch), initial_states=initial_state)
 
 
 def _on_grid(jax_segment: JaxSegment, weights: Mapping[str, Array], *, training: bool) -> dict[str, Array]:

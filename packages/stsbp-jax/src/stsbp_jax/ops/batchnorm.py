@@ -14,7 +14,7 @@ from stsbp_jax.contract.grid import ARITHMETIC
 __all__ = ["JaxFloat64"]
 
 
-class JaxFloat64(batchnorm.Wide):
+class JaxFloat64(batchnorm.ChannelArithmetic):
     """Float64 arithmetic in which XLA fuses and replaces nothing.
 
     An exclusive-or with zero is applied to products, quotients and roots: see `grid.Rounding`. Otherwise, XLA would

@@ -198,8 +198,8 @@ def check_statistic(name: str, x: AnyArray) -> None:
 def _domain(name: str, learned: Learned, x: AnyArray) -> None:
     inside = (learned.low <= x) & (x <= learned.high) & ((x == 0) | (np.abs(x) >= np.float32(FLOOR)))
     if not inside.all():
-        ends = f"from {learned.low:g} to {learned.high:g}, and 0 or at least 2^-100 in magnitude"
-        raise NumericError(f"{name} must be {ends}, got {x[~inside][0]:g}")
+        domain_text = f"from {learned.low:g} to {learned.high:g}, and 0 or at least 2^-100 in magnitude"
+        raise NumericError(f"{name} must be {domain_text}, got {x[~inside][0]:g}")
 
 
 def inputs_as_bytes(network: NetworkSpec, inputs: Any) -> Any:
@@ -263,11 +263,11 @@ def check_inputs(network: NetworkSpec, inputs: Inputs, steps: int) -> int:
 def check_part(samples: int, part: BatchSlice) -> None:
     """Raise `ShapeError` unless the inputs have the samples of `part`, or one silent sample if `part` is empty."""
     if samples != max(1, part.count):
-        which = (
+        expected = (
             f"samples {part.first} to {part.end - 1}" if part.count else "none and must get one sample of zeros instead"
         )
         raise ShapeError(
-            f"of a batch of {part.batch} samples, this process computes {which}, but it got {samples} samples"
+            f"of a batch of {part.batch} samples, this process computes {expected}, but it got {samples} samples"
         )
 
 

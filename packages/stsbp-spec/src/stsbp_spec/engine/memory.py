@@ -19,7 +19,7 @@ import sys
 
 from stsbp_spec.networks.spec import NetworkSpec
 
-__all__ = ["is_much", "keep_freed_memory", "kept_bytes", "release_freed_memory", "samples_at_once"]
+__all__ = ["keep_freed_memory", "kept_bytes", "recompute_pays", "release_freed_memory", "samples_at_once"]
 
 # Parts, and not an arena, in which every array has a planned place. An arena closes gaps, but the arrays of a step on
 # N-MNIST needed 150 MB without them, at one bit per spike. It cannot hold what oneDNN, BLAS and numpy allocate, and the
@@ -81,7 +81,7 @@ def samples_at_once(network: NetworkSpec, steps: int, samples: int) -> int:
     return -(-samples // parts) if parts else 1
 
 
-def is_much(network: NetworkSpec, steps: int, samples: int) -> bool:
+def recompute_pays(network: NetworkSpec, steps: int, samples: int) -> bool:
     """Whether samples store so much that it pays to keep only one bit per spike and to compute layers twice."""
     # To compute layers twice takes 20 to 45 % more time.
     return samples * kept_bytes(network, steps) > _RECOMPUTE_BYTES

@@ -42,7 +42,7 @@ from stsbp_spec.models.optim.adamw import gradient_squares, norm_of
 from stsbp_spec.models.optim.base import Scalars
 from stsbp_spec.networks.graph import Network, Projection
 from stsbp_spec.networks.ops.base import Op, Rule
-from stsbp_spec.networks.ops.batchnorm import Wide, error_moments, moments
+from stsbp_spec.networks.ops.batchnorm import ChannelArithmetic, error_moments, moments
 from stsbp_spec.networks.ops.psp import PSP, SynapticFilter
 from stsbp_spec.typing import AnyArray, Array, Coding, Precision, Shape, UInt8
 
@@ -264,12 +264,12 @@ class Operations(ABC, Generic[Array]):
         """Apply a function of batchnorm.py to float64 and int64 numbers of channels. Each operation rounds once.
 
         Args:
-            function: takes `arrays` as `Wide` of the backend's arrays, and `fixed`. It returns arrays in
+            function: takes `arrays` as `ChannelArithmetic` of the backend's arrays, and `fixed`. It returns arrays in
                 tuples.
             arrays: small arrays, or tuples of them.
             fixed: numbers that are known when a network is compiled.
         """
-        return function(Wide(self.arithmetic), *arrays, **fixed)
+        return function(ChannelArithmetic(self.arithmetic), *arrays, **fixed)
 
     def rounded(self, x: Array) -> Array:
         """`x`, float64 or float32, as float32."""
@@ -501,8 +501,8 @@ class Operations(ABC, Generic[Array]):
             The new parameter and the new moments, in the same order.
         """
         update = scalars.update if domain is None else scalars.learned_update
-        ends = {} if domain is None else dict(zip(("low", "high"), map(np.float32, domain), strict=True))
-        constants = {name: ends[name] if name in ends else getattr(scalars, name) for name in update.parameters}
+        bounds = {} if domain is None else dict(zip(("low", "high"), map(np.float32, domain), strict=True))
+        constants = {name: bounds[name] if name in bounds else getattr(scalars, name) for name in update.parameters}
         inputs = {name: x[None] for name, x in zip(update.inputs, (w, g, *moments), strict=True)}
         new = self.recur(update, constants, inputs, 1)
         return tuple(new[name][0] for name in update.outputs)

@@ -73,7 +73,7 @@ class Trace(Generic[Array]):
         return self.backend.neuron_potentials(step.population(self.residuals(segment)[step.name]))
 
     def states_after(self) -> dict[str, tuple[Array, ...]]:
-        """The states for the steps that follow, if the run has something `before`."""
+        """The states for the steps that follow, if the run has `initial_states`."""
         states = (states_after(segment, self.residuals(segment)) for segment in self.plan.segments)
         return {name: arrays for segment_states in states for name, arrays in segment_states.items()}
 
@@ -92,14 +92,14 @@ def forward_pass(
     steps: int,
     dropout: tuple[int, int] | None,
     memory: Memory = "full",
-    before: Mapping[str, tuple[Array, ...]] | None = None,
+    initial_states: Mapping[str, tuple[Array, ...]] | None = None,
     *,
     keeps: bool = True,
 ) -> Trace[Array]:
     """Run the network on encoded inputs of a whole batch, `[1 or T, B, ...]`. Arguments: see `forward_passes`."""
     part = BatchSlice(0, x.shape[1], x.shape[1])
     (trace,) = forward_passes(
-        backend, network, wq, [x], steps, dropout, [part], Alone(), memory, before=before, keeps=keeps
+        backend, network, wq, [x], steps, dropout, [part], Alone(), memory, initial_states=initial_states, keeps=keeps
     )
     return trace
 
@@ -115,7 +115,7 @@ def forward_passes(
     collective: Collective[Array],
     memory: Memory,
     inside: Sequence[Array | None] | None = None,
-    before: Mapping[str, tuple[Array, ...]] | None = None,
+    initial_states: Mapping[str, tuple[Array, ...]] | None = None,
     *,
     keeps: bool = True,
 ) -> list[Trace[Array]]:
@@ -132,16 +132,16 @@ def forward_passes(
         collective: the processes that have the other samples.
         memory: `low`: keep only one bit per spike. The backward pass then runs each segment again.
         inside: for each part, which steps of its samples are not padding: `rules.PassContext`.
-        before: what earlier steps left; only for one part, with memory `full`: `rules.PassContext`.
+        initial_states: what earlier steps left; only for one part, with memory `full`: `rules.PassContext`.
         keeps: whether a backward pass may follow. If not, the traces only have the residuals of the last segment.
 
     Raises:
         BackendError: the backend has no rule for an operation.
     """
-    walk = plan(backend, network, fused=before is None)
+    walk = plan(backend, network, fused=initial_states is None)
     forward: type[_Forward[Array]] = _LeanForward if memory == "low" else _Forward
     slices = [
-        forward(backend, walk, PassContext(wq, steps, dropout, part, collective, inside_part, before, keeps), x)
+        forward(backend, walk, PassContext(wq, steps, dropout, part, collective, inside_part, initial_states, keeps), x)
         for part, inside_part, x in zip(parts, inside or [None] * len(parts), inputs, strict=True)
     ]
     _compute(slices, walk.stages)
@@ -201,7 +201,7 @@ class _SegmentForward(_Slice[Array]):
         return tuple(self._delayed(step, *edge) for edge in zip(step.sources, step.delays, strict=True))
 
     def _delayed(self, step: Step[Array], source: str, delay: int) -> Array:
-        x, states = self.outputs[source], self.run.before
+        x, states = self.outputs[source], self.run.initial_states
         if delay and states is not None:
             edge = step.delayed[source, delay]
             (earlier,) = states.get(edge) or (self.backend.concatenate([x[:1] * 0] * delay),)
@@ -307,7 +307,7 @@ class _UnpackedOnAccess(Mapping[str, Array]):
 
 
 def states_after(segment: Segment[Array], residuals: Mapping[str, Any]) -> dict[str, tuple[Array, ...]]:
-    """What a segment leaves for the steps that follow, if the run has something `before`.
+    """What a segment leaves for the steps that follow, if the run has `initial_states`.
 
     By name: the last spikes and the states of its population, and the values that a delayed edge still holds.
     """

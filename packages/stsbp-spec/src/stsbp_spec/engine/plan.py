@@ -169,8 +169,8 @@ class Normalised(Step[Array]):
                 errors[i], _ = backend.error_grid(errors[i], bits, largest)
         moments = (backend.error_moments(error, z, exponent) for error, z in zip(errors, zs, strict=True))
         of_all, slope, grad_scale, grad_shift = backend.of_channels(
-            batchnorm.way_back, all_reduce_sum(backend, runs, moments), exponent, coefficients, *frames, n=n,
-            training=run.training,
+            batchnorm.backward_coefficients, all_reduce_sum(backend, runs, moments), exponent, coefficients, *frames,
+            n=n, training=run.training,
         )  # fmt: skip
         numbers = {"mean": coefficients.mean, "a": coefficients.a, "of_all": of_all, "slope": slope}
         dzs = (self._dz(run, zs.pop(0), errors.pop(0), numbers) for run in runs)
@@ -389,8 +389,8 @@ class Population(Step[Array]):
         return tuple(j for j, name in enumerate(names) if name not in loop_names), tuple(map(names.index, loop_names))
 
     def _resumed(self, run: PassContext[Array], inputs: Sequence[Array]) -> tuple[Array, Resumed[Array]]:
-        assert run.before is not None
-        start = run.before.get(self.name) or self._resting_state(run, (1, *inputs[0].shape[1:]))
+        assert run.initial_states is not None
+        start = run.initial_states.get(self.name) or self._resting_state(run, (1, *inputs[0].shape[1:]))
         final_state, residuals = self._stepwise(run, self.resumable[run.training].step, start, inputs)
         return residuals.spikes, Resumed(residuals, start[0], final_state)
 
@@ -409,7 +409,7 @@ class Population(Step[Array]):
         return precision == "reproducible" and bool(self.bound_nodes[0].parameters)
 
     def forward_slice(self, run: PassContext[Array], *inputs: Array) -> ForwardResult[Array]:
-        if run.before is not None:
+        if run.initial_states is not None:
             return ForwardResult(*self._resumed(run, inputs))
         equations, learned = self.equations[run.training], self.learned(run)
         return ForwardResult(*self.backend.population_forward(equations, inputs, run.steps, learned))
@@ -463,7 +463,7 @@ class Recurrent(Population[Array]):
         return precision == "reproducible"
 
     def forward_slice(self, run: PassContext[Array], *inputs: Array) -> ForwardResult[Array]:
-        return ForwardResult(*(self.fire(run, inputs) if run.before is None else self._resumed(run, inputs)))
+        return ForwardResult(*(self.fire(run, inputs) if run.initial_states is None else self._resumed(run, inputs)))
 
     def backward(
         self, runs: Sequence[PassContext[Array]], saved: Iterator[Any], grads: Iterator[Any], precision: Precision
@@ -521,7 +521,11 @@ class Recurrent(Population[Array]):
 
         The errors of `static` inputs are sums over the steps.
         """
-        backend, equations, (_, loop_indices) = self.backend, self.way_back(run, residuals), self._input_indices
+        backend, equations, (_, loop_indices) = (
+            self.backend,
+            self.backward_equations(run, residuals),
+            self._input_indices,
+        )
         shape = error.shape[1:]
         step_equations, states = equations.backward_step(static)
         varying = [name for name in dict.fromkeys(equations.errors) if name not in static]
@@ -562,7 +566,7 @@ class Recurrent(Population[Array]):
         sums = dict(zip(summed, final_state[len(final_state) - len(summed) :], strict=True))
         return errors | {name: sums[name] for name in static}, {name: sums[name] for name in equations.terms}
 
-    def way_back(self, run: PassContext[Array], residuals: NeuronResiduals[Array]) -> NeuronEquations:
+    def backward_equations(self, run: PassContext[Array], residuals: NeuronResiduals[Array]) -> NeuronEquations:
         """The equations that `propagate` uses. They differ if there are errors of potentials."""
         return self.resumable[run.training].of_potentials if "gu" in residuals.kept else self.equations[run.training]
 

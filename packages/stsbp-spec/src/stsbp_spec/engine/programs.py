@@ -19,7 +19,7 @@ from stsbp_spec.models.optim.base import Scalars
 from stsbp_spec.networks.spec import NetworkSpec
 from stsbp_spec.typing import Array, Memory, Precision
 
-__all__ = ["Gradients", "apart", "gradients", "output", "resumed", "states", "update"]
+__all__ = ["Gradients", "gradients", "output", "parts_are_independent", "resumed", "states", "update"]
 
 
 class Gradients(NamedTuple, Generic[Array]):
@@ -70,7 +70,9 @@ def gradients(
         padding: `equations.loss_padding` of each part; None: all samples have `T` steps.
     """
     part_padding: Sequence[Mapping[str, Array] | None] = [None] * len(parts) if padding is None else padding
-    groups = [slice(i, i + 1) for i in range(len(parts))] if apart(network, precision) else [slice(None)]
+    groups = (
+        [slice(i, i + 1) for i in range(len(parts))] if parts_are_independent(network, precision) else [slice(None)]
+    )
     outputs, counts, zeroed, sums = list[Array](), list[list[Array]](), list[dict[str, Array]](), dict[str, Array]()
     values, statistics = dict[str, Array](), dict[str, Array]()
     for group in groups:
@@ -94,7 +96,7 @@ def gradients(
     return Gradients(values, squares, outputs, counts, zeroed, statistics)
 
 
-def apart(network: NetworkSpec, precision: Precision) -> bool:
+def parts_are_independent(network: NetworkSpec, precision: Precision) -> bool:
     """Whether parts of a batch depend on each other only in sums of gradients.
 
     If so, each part can go through both passes before the next part starts. Error grids prevent this, because they
@@ -184,13 +186,13 @@ def resumed(
     steps: int,
     wq: dict[str, Array],
     x: Array,
-    before: Mapping[str, tuple[Array, ...]],
+    initial_states: Mapping[str, tuple[Array, ...]],
 ) -> tuple[list[tuple[Array, Array]], dict[str, tuple[Array, ...]]]:
-    """`states` for steps that follow earlier ones. `before` is what those left (empty: start at rest).
+    """`states` for steps that follow earlier ones. `initial_states` is what those left (empty: start at rest).
 
     Also returns what these steps leave.
     """
-    trace = forward_pass(backend, network.graph, wq, x, steps, None, before=before)
+    trace = forward_pass(backend, network.graph, wq, x, steps, None, initial_states=initial_states)
     return _states(trace), trace.states_after()
 
 

@@ -54,19 +54,19 @@ class Tape(Generic[Array]):
     """The data that a recording reads besides its arguments.
 
     Attributes:
-        now: numbers of the current step: `dropout` for `gradients`, `scalars` for `update`, else None.
+        changing: numbers of the current step: `dropout` for `gradients`, `scalars` for `update`, else None.
         recording: whether the device is recording, so that no new data may be sent to it.
     """
 
-    def __init__(self, graphs: Graphs[Array], now: Any) -> None:
-        self.now = now
+    def __init__(self, graphs: Graphs[Array], changing: Any) -> None:
+        self.changing = changing
         self.recording = False
         self._graphs = graphs
         self._buffers: dict[Hashable, tuple[Array, Callable[[Any], Array]]] = {}
         self._references: list[Any] = []
 
-    def filled(self, key: Hashable, make: Callable[[Any], Array]) -> Array:
-        """An array of the recording. Before each run, it is filled with the result of `make` for `now`.
+    def filled(self, key: Hashable, compute: Callable[[Any], Array]) -> Array:
+        """An array of the recording. Before each run, it is filled with the result of `compute` for `changing`.
 
         Raises:
             BackendError: during the recording, the function requests an array that it did not request before.
@@ -74,10 +74,10 @@ class Tape(Generic[Array]):
         if key not in self._buffers:
             if self.recording:
                 raise BackendError(f"CUDA graphs: {key} was not requested before the step was recorded")
-            array = make(self.now)
+            array = compute(self.changing)
             buffer = self._graphs.twin(array)
             self._graphs.copy([(array, buffer)])
-            self._buffers[key] = buffer, make
+            self._buffers[key] = buffer, compute
         return self._buffers[key][0]
 
     def numbers(self, recurrence: Recurrence, constants: Constants, send: Callable[[Float32], Array]) -> Array | None:
@@ -85,9 +85,9 @@ class Tape(Generic[Array]):
         update."""
         # Kernels of CuPy take constants by value, and a graph would keep the learning rate of the step that was
         # recorded.
-        if not isinstance(self.now, Scalars):
+        if not isinstance(self.changing, Scalars):
             return None
-        constant_values = {name: x for name, x in constants.items() if not hasattr(self.now, name)}
+        constant_values = {name: x for name, x in constants.items() if not hasattr(self.changing, name)}
 
         def send_numbers(scalars: Scalars) -> Array:
             values = {
@@ -102,10 +102,10 @@ class Tape(Generic[Array]):
         """Keep `x` alive as long as the recording, which reads its memory."""
         self._references.append(x)
 
-    def fill(self, now: Any) -> None:
+    def fill(self, changing: Any) -> None:
         """Compute all arrays of `filled` again."""
-        self.now = now
-        self._graphs.copy([(make(now), buffer) for buffer, make in self._buffers.values()])
+        self.changing = changing
+        self._graphs.copy([(compute(changing), buffer) for buffer, compute in self._buffers.values()])
 
 
 class Graphs(ABC, Generic[Array]):
@@ -190,8 +190,8 @@ class _RecordedStep(Generic[Array]):
     ) -> None:
         self._graphs, self._function = graphs, function
         self._arguments = [graphs.twin(x) for x in _arrays(arguments)]
-        self._tape = Tape(graphs, self._now(arguments))
-        self._take(arguments)
+        self._tape = Tape(graphs, self._changing_argument(arguments))
+        self._copy_arguments(arguments)
         arrays = iter(self._arguments)
         buffers = _with(arguments, lambda _: next(arrays))
 
@@ -218,8 +218,8 @@ class _RecordedStep(Generic[Array]):
             ) from error
 
     def __call__(self, arguments: tuple[Any, ...]) -> Any:
-        self._take(arguments)
-        self._tape.fill(self._now(arguments))
+        self._copy_arguments(arguments)
+        self._tape.fill(self._changing_argument(arguments))
         self._replay()
         copied = list[tuple[Array, Array]]()
 
@@ -232,11 +232,11 @@ class _RecordedStep(Generic[Array]):
         self._graphs.copy(copied)
         return results
 
-    def _now(self, arguments: tuple[Any, ...]) -> Any:
-        place = _CHANGES.get(self._function)
-        return None if place is None else arguments[place]
+    def _changing_argument(self, arguments: tuple[Any, ...]) -> Any:
+        position = _CHANGES.get(self._function)
+        return None if position is None else arguments[position]
 
-    def _take(self, arguments: tuple[Any, ...]) -> None:
+    def _copy_arguments(self, arguments: tuple[Any, ...]) -> None:
         self._graphs.copy(list(zip(_arrays(arguments), self._arguments, strict=True)))
 
 

@@ -62,8 +62,8 @@ class PassContext(Generic[Array]):
         steps: `T`.
         dropout: `(seed, step)` of the masks; None: evaluation without dropout.
         inside: which steps are not padding, uint8 `[T, B]`; None: all.
-        before: what earlier steps left (`passes.states_after`). States that are missing in it start at rest. None: all
-            states start at rest, and nothing is left for later steps.
+        initial_states: what earlier steps left (`passes.states_after`). States that are missing in it start at rest.
+            None: all states start at rest, and nothing is left for later steps.
         keeps: whether a backward pass may follow. If not, a step need not keep values that only the backward pass
             reads. The potentials of the population at the end are kept in any case.
         coefficients: numbers that steps computed from sums over the whole batch, by their names. If a step is computed
@@ -76,7 +76,7 @@ class PassContext(Generic[Array]):
     part: BatchSlice
     collective: Collective[Array] = field(default_factory=Alone)
     inside: Array | None = None
-    before: Mapping[str, tuple[Array, ...]] | None = None
+    initial_states: Mapping[str, tuple[Array, ...]] | None = None
     keeps: bool = True
     coefficients: dict[str, Any] = field(default_factory=dict)
 
@@ -166,7 +166,8 @@ class Step(ABC, Generic[Array]):
 
     @cached_property
     def delayed(self) -> Mapping[tuple[str, int], str]:
-        """Names of the values that delayed edges still hold after a run (`PassContext.before`), by source and delay."""
+        """Names of the values that delayed edges still hold after a run (`PassContext.initial_states`), by source and
+        delay."""
         edges = zip(self.sources, self.delays, strict=True)
         return {(source, delay): f"{source}>{self.name}@{delay}" for source, delay in edges if delay}
 

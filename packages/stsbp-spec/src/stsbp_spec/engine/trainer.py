@@ -30,9 +30,9 @@ from stsbp_spec.engine.checks import (
     check_weights,
     inputs_as_bytes,
 )
-from stsbp_spec.engine.memory import is_much, samples_at_once
+from stsbp_spec.engine.memory import recompute_pays, samples_at_once
 from stsbp_spec.engine.operations import Operations, weights_on_grid
-from stsbp_spec.engine.programs import Gradients, apart, gradients, output, states, update
+from stsbp_spec.engine.programs import Gradients, gradients, output, parts_are_independent, states, update
 from stsbp_spec.engine.results import Batch, LayerRun, Prediction, RunResult, StepResult, TrainState, ValueAndGrad
 from stsbp_spec.equations.assembly import loss_padding
 from stsbp_spec.errors import NumericError, ShapeError, SpecError
@@ -72,9 +72,9 @@ class Trainer(Generic[Array]):
         micro_batch: number of samples that are computed at a time. None: all samples, or the number that `memory`
             determines. In `fast` precision without batch normalisation, each part goes through the forward and backward
             pass before the next part starts. Only the memory of one part is then needed. If `memory` is `low` and a
-            single part needs much memory (`memory.is_much`), each of its layers is computed twice. In all other cases,
-            both passes go layer by layer over all parts. They store one bit per spike in between, and compute each
-            layer twice. In `reproducible` precision, the parts do not change any result. In `fast` precision, the
+            single part needs much memory (`memory.recompute_pays`), each of its layers is computed twice. In all other
+            cases, both passes go layer by layer over all parts. They store one bit per spike in between, and compute
+            each layer twice. In `reproducible` precision, the parts do not change any result. In `fast` precision, the
             last bits of gradients depend on the parts.
         collective: processes that train together, each on its part of every batch. None: `Operations.alone`, which
             is only this process.
@@ -132,7 +132,7 @@ class Trainer(Generic[Array]):
             {name: self.backend.asarray(np.zeros_like(weights[name])) for name in self.network.parameters}
             for _ in self.optimizer.moments
         ]
-        return TrainState(0, native, *_two(moments))
+        return TrainState(0, native, *_first_and_second(moments))
 
     @np.errstate(over="ignore", invalid="ignore")  # an overflow later raises an error that names the layer
     def step(self, state: TrainState[Array], batch: Batch[Inputs]) -> tuple[TrainState[Array], StepResult]:
@@ -157,11 +157,11 @@ class Trainer(Generic[Array]):
             check_classes(batch)
         steps, samples, _ = batch.targets.shape
         longest = self.collective.parts(samples)[0].count
-        at_once = self._at_once(steps, longest)
-        parts = self.collective.pieces(samples, at_once)
+        group_size = self._group_size(steps, longest)
+        parts = self.collective.pieces(samples, group_size)
         dropout = (self.seed, check_step(state.step))
-        between = self._between(len(parts), min(longest, at_once or longest), steps)
-        fixed = (network, self.loss, self.precision, between, self.collective)
+        memory_between = self._memory_between(len(parts), min(longest, group_size or longest), steps)
+        fixed = (network, self.loss, self.precision, memory_between, self.collective)
         grads, grids = _gradients(backend, *fixed, parts, state.weights, batch, dropout)
         grads = self._of_trained(grads)
         spikes, norm, rates, zeroed, statistics = _read_results(
@@ -197,25 +197,26 @@ class Trainer(Generic[Array]):
         update_on_device = self.backend.compiled(update, self.network)
         if not self.frozen:
             return TrainState(state.step, *update_on_device(scalars, state.weights, grads, state.m, state.v))
-        before = (state.weights, state.m, state.v)
+        old_arrays = (state.weights, state.m, state.v)
         # Only arrays that change, because the update may work in place.
-        weights, m, v = ({name: x for name, x in arrays.items() if name in grads} for arrays in before)
-        after = update_on_device(scalars, weights, grads, m, v)
-        return TrainState(state.step, *(old | new for old, new in zip(before, after, strict=True)))
+        weights, m, v = ({name: x for name, x in arrays.items() if name in grads} for arrays in old_arrays)
+        new_arrays = update_on_device(scalars, weights, grads, m, v)
+        return TrainState(state.step, *(old | new for old, new in zip(old_arrays, new_arrays, strict=True)))
 
-    def _at_once(self, steps: int, samples: int) -> int | None:
+    def _group_size(self, steps: int, samples: int) -> int | None:
         """Number of a process's samples that are computed at a time; None: all."""
         if self.micro_batch is None and self.memory == "low":
             return samples_at_once(self.network, steps, samples)
         return self.micro_batch
 
-    def _between(self, parts: int, most: int, steps: int) -> Memory:
+    def _memory_between(self, parts: int, largest_part: int, steps: int) -> Memory:
         """`low` if only one bit per spike is kept between the forward and the backward pass.
 
-        `most` is the number of samples of the largest part of any process, because all must run the same program.
+        `largest_part` is the number of samples of the largest part of any process, because all must run the same
+        program.
         """
-        if apart(self.network, self.precision):
-            return "low" if self.memory == "low" and is_much(self.network, steps, most) else "full"
+        if parts_are_independent(self.network, self.precision):
+            return "low" if self.memory == "low" and recompute_pays(self.network, steps, largest_part) else "full"
         return "low" if parts > 1 else self.memory
 
     def _part(self, batch: int) -> BatchSlice:
@@ -281,21 +282,23 @@ class Trainer(Generic[Array]):
         # Weights are checked when they are rounded to their grid.
         for name in self.network.parameters:
             self.optimizer.check_moments(name, [exported[f"{prefix}/{name}"] for prefix in self.optimizer.prefixes])
-        return TrainState(step, parts[0], *_two(parts[1:]))
+        return TrainState(step, parts[0], *_first_and_second(parts[1:]))
 
     def _check_optimizer_of(self, exported: Mapping[str, object]) -> None:
         """Raise `ShapeError` if a state is that of another optimiser."""
         kinds = {str(key).partition("/")[0].partition(".")[0] for key in exported}
-        other = next((kind for name, kind in OPTIMIZERS.items() if name in kinds and name != self.optimizer.name), None)
-        if other is not None:
-            own = type(self.optimizer).__name__
+        foreign = next(
+            (kind for name, kind in OPTIMIZERS.items() if name in kinds and name != self.optimizer.name), None
+        )
+        if foreign is not None:
+            own_name = type(self.optimizer).__name__
             raise ShapeError(
-                f"the state is that of the optimiser {other.__name__}, but this trainer has {own}. Continue with "
-                f"{other.__name__}, or give only the weights to `init`"
+                f"the state is that of the optimiser {foreign.__name__}, but this trainer has {own_name}. "
+                f"Continue with {foreign.__name__}, or give only the weights to `init`"
             )
 
 
-def _two(moments: Sequence[dict[str, Array]]) -> tuple[dict[str, Array], dict[str, Array]]:
+def _first_and_second(moments: Sequence[dict[str, Array]]) -> tuple[dict[str, Array], dict[str, Array]]:
     """The moments `m` and `v` of a state. An optimiser with one moment has an empty `v`."""
     m, v = (*moments, dict[str, Array]())[:2]
     return m, v
@@ -360,13 +363,15 @@ class Predictor(Generic[Array]):
         check_lengths(lengths, part.batch, steps)
         part_outputs: list[AnyArray] = []
         counts = np.zeros(len(network.blocks), np.int64)
-        for piece, x in _pieces(network, inputs, part.cut(trainer._at_once(steps, samples) or samples)):
+        for part_slice, x in _inputs_of_parts(
+            network, inputs, part.cut(trainer._group_size(steps, samples) or samples)
+        ):
             encoded = _encoded(backend, network, x)
-            padding = () if lengths is None else (backend.asarray(_inside(lengths, piece, steps)),)
+            padding = () if lengths is None else (backend.asarray(_inside(lengths, part_slice, steps)),)
             device_output, numbers = backend.compiled(output, network, int(steps))(self._weights, encoded, *padding)
             spikes, *part_counts = backend.read([device_output, *numbers])
-            part_outputs.append(_as_output(network, spikes[:, : piece.count]))
-            counts += _totals(part_counts) * (piece.count > 0)
+            part_outputs.append(_as_output(network, spikes[:, : part_slice.count]))
+            counts += _totals(part_counts) * (part_slice.count > 0)
         spike_trains, totals = _from_all(collective, part.batch, np.concatenate(part_outputs, axis=1), counts)
         return Prediction(spike_trains, _rates(network, totals, spike_trains, lengths))
 
@@ -460,7 +465,9 @@ def _encoded(backend: Operations[Array], network: NetworkSpec, inputs: Inputs) -
     return backend.unpack(inputs) if isinstance(inputs, PackedFrames) else backend.encode(inputs, network.coding)
 
 
-def _pieces(network: NetworkSpec, inputs: Inputs, parts: Sequence[BatchSlice]) -> Iterator[tuple[BatchSlice, Inputs]]:
+def _inputs_of_parts(
+    network: NetworkSpec, inputs: Inputs, parts: Sequence[BatchSlice]
+) -> Iterator[tuple[BatchSlice, Inputs]]:
     """Each part with its inputs, taken from the inputs of all parts. An empty part gets a sample of another part."""
     if len(parts) == 1:
         yield parts[0], inputs
@@ -487,8 +494,8 @@ def _gradients(
     if batch.lengths is not None:
         frames = np.array([batch.lengths.sum()], np.int32)
         wq |= {f"{projection.name}.frames": backend.asarray(frames) for projection in network.graph.normalised}
-    inputs: Sequence[Array] = _Encoded(backend, network, [x for _, x in _pieces(network, batch.inputs, parts)])
-    if len(parts) == 1 or not apart(network, precision):
+    inputs: Sequence[Array] = _Encoded(backend, network, [x for _, x in _inputs_of_parts(network, batch.inputs, parts)])
+    if len(parts) == 1 or not parts_are_independent(network, precision):
         inputs = list(inputs)
     targets, padding = list[Array](), list[dict[str, Array]]()
     for part in parts:
@@ -510,13 +517,13 @@ class _Encoded(Sequence[Array]):
         self._backend, self._network, self._inputs = backend, network, inputs
 
     @overload
-    def __getitem__(self, at: int) -> Array: ...
+    def __getitem__(self, index: int) -> Array: ...
     @overload
-    def __getitem__(self, at: slice) -> list[Array]: ...
-    def __getitem__(self, at: int | slice) -> Array | list[Array]:
-        if isinstance(at, slice):
-            return [_encoded(self._backend, self._network, x) for x in self._inputs[at]]
-        return _encoded(self._backend, self._network, self._inputs[at])
+    def __getitem__(self, index: slice) -> list[Array]: ...
+    def __getitem__(self, index: int | slice) -> Array | list[Array]:
+        if isinstance(index, slice):
+            return [_encoded(self._backend, self._network, x) for x in self._inputs[index]]
+        return _encoded(self._backend, self._network, self._inputs[index])
 
     def __len__(self) -> int:
         return len(self._inputs)
@@ -550,18 +557,21 @@ def _read_results(
     numbers = list[Array]()
     for counts, zeroed in zip(grads.counts, grads.zeroed, strict=True):
         numbers += [*counts, *(zeroed[name] for name in names)]
-    squares, *read = backend.read([grads.squares, *grads.spikes, *numbers, *grads.statistics.values()])
-    read, last = read[: len(read) - len(grads.statistics)], read[len(read) - len(grads.statistics) :]
+    squares, *host_arrays = backend.read([grads.squares, *grads.spikes, *numbers, *grads.statistics.values()])
+    host_arrays, last = (
+        host_arrays[: len(host_arrays) - len(grads.statistics)],
+        host_arrays[len(host_arrays) - len(grads.statistics) :],
+    )
     statistics = dict(zip(grads.statistics, last, strict=True))
     norm = norm_of(squares, sum(math.prod(g.shape) for g in grads.values.values()))
     if not math.isfinite(norm):
         # The backward pass starts at the output, so the bad gradients began in the last layer that has one.
         last_first = [name for name in reversed(list(network.parameters)) if name in grads.values]
-        bad = next(name for name in last_first if not np.isfinite(backend.numpy(grads.values[name])).all())
+        layer = next(name for name in last_first if not np.isfinite(backend.numpy(grads.values[name])).all())
         raise NumericError(
-            f"{prefix}the gradient of layer {bad} is not finite; lower the learning rate or clip gradients"
+            f"{prefix}the gradient of layer {layer} is not finite; lower the learning rate or clip gradients"
         )
-    part_outputs, part_numbers, layers = read[: len(parts)], iter(read[len(parts) :]), len(network.blocks)
+    part_outputs, part_numbers, layers = host_arrays[: len(parts)], iter(host_arrays[len(parts) :]), len(network.blocks)
     outputs = [_as_output(network, spikes[:, : part.count]) for spikes, part in zip(part_outputs, parts, strict=True)]
     spike_counts, zeroed_counts = np.zeros(layers, np.int64), np.zeros((len(names), 2), np.int64)
     for part in parts:

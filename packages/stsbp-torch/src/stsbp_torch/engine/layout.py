@@ -87,7 +87,7 @@ class _Tensors(Layout[torch.Tensor]):
     def view(self, x: torch.Tensor) -> AnyArray:
         return view(x)
 
-    def of(self, memory: AnyArray) -> torch.Tensor:
+    def from_memory(self, memory: AnyArray) -> torch.Tensor:
         return logical(torch.from_numpy(memory))
 
     def is_bytes(self, x: torch.Tensor) -> bool:

@@ -375,7 +375,7 @@ def _forward(
         _check_domain(name, x, domain, "load running statistics of a network whose training stayed finite")
     on_grid = _on_grid(torch_segment, backend, dict(zip(torch_segment.parameters, weights, strict=True))) | statistics
     initial_state = _state(torch_segment, settings, carried[len(statistics) :], batch) if settings.full else None
-    run = PassContext(on_grid, settings.steps, dropout, BatchSlice(0, batch, batch), before=initial_state)
+    run = PassContext(on_grid, settings.steps, dropout, BatchSlice(0, batch, batch), initial_states=initial_state)
     outputs, residuals = forward_segment(backend, segment, run, values)
     results = [laid_out(outputs[name].float()) for name in segment.outputs]
     if settings.full and torch_segment.fires:
@@ -519,7 +519,7 @@ def _backward(
         if error is not None:
             pending.setdefault(name, []).append(laid_out(error))
     residuals = trace.residuals(segment)
-    error = errors[len(edges)] if trace.run.before is not None and population is not None else None
+    error = errors[len(edges)] if trace.run.initial_states is not None and population is not None else None
     # Zeros are left out, because torch.func and torch.compile also give them where a loss reads no potentials.
     if population is not None and error is not None and bool(error.any()):
         pending.setdefault(population, [torch.zeros_like(error)])

@@ -17,7 +17,7 @@ from stsbp_torch.engine.layout import laid_out, view
 __all__ = ["TorchFloat64", "error_moments", "moments", "normalised"]
 
 
-class TorchFloat64(batchnorm.Wide):
+class TorchFloat64(batchnorm.ChannelArithmetic):
     """Float64 tensors; no operation waits for the device."""
 
     def divide(self, a: Any, b: Any) -> torch.Tensor:

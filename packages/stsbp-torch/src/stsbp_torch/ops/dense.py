@@ -46,7 +46,7 @@ class _OneDnnConvolution(DenseConvolution[torch.Tensor]):
             return conv2d.input_error(conv, wq, dz, shape)
         # With few channels, oneDNN's vectors are partly empty. stsbp_cpu fills them with a whole row of the window.
         memory, w = TENSORS.view(TENSORS.laid_out(dz)), np.ascontiguousarray(wq.detach().numpy())
-        return TENSORS.of(NUMPY.view(own.input_error(conv, w, NUMPY.of(memory), shape)))
+        return TENSORS.from_memory(NUMPY.view(own.input_error(conv, w, NUMPY.from_memory(memory), shape)))
 
     def saved_for_backward(self, s: torch.Tensor, wq: torch.Tensor) -> conv2d.Conv2dSavedTensors:
         return conv2d.Conv2dSavedTensors(laid_out(s.float()), wq)

@@ -16,7 +16,7 @@ from stsbp_spec.engine.operations import weights_on_grid
 from stsbp_spec.equations.assembly import Constants, neuron_equations
 from stsbp_spec.equations.expressions import Recurrence
 from stsbp_spec.networks.graph import BoundNode, Neurons, Node, Projection
-from stsbp_spec.networks.ops.batchnorm import Wide, of_running
+from stsbp_spec.networks.ops.batchnorm import ChannelArithmetic, of_running
 from stsbp_spec.networks.spec import NetworkSpec
 from stsbp_spec.reference.backend import NumpyBackend
 from stsbp_spec.typing import Float32
@@ -144,7 +144,7 @@ def program(network: NetworkSpec, weights: Mapping[str, Float32]) -> NetworkProg
             mean, variance, scale, shift = (
                 grid_parameters[f"{name}.{part}"] for part in ("mean", "variance", "scale", "shift")
             )
-            running = of_running(Wide(), mean, variance, scale, norm=norm)
+            running = of_running(ChannelArithmetic(), mean, variance, scale, norm=norm)
             normalised = RunningNorm(running.mean, running.a, shift)
         nodes[name] = GridWeights(projection, grid_parameters[name], grids[name].exponent, normalised)
     populations = {

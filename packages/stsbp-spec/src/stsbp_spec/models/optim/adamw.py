@@ -46,12 +46,12 @@ __all__ = [
     "Adaptive",
     "adaptive_change",
     "clip_factor",
+    "clipped_to_domain",
     "gradient_norm",
     "gradient_squares",
     "norm_bits",
     "norm_exponent",
     "norm_of",
-    "within",
 ]
 
 
@@ -86,11 +86,11 @@ def adaptive_change(c: Names, g: Expr, m: Expr, v: Expr) -> tuple[Expr, Expr, Ex
     return m, v, c.rate * ((m * c.c1) / (sqrt(v * c.c2) + c.eps))
 
 
-def within(c: Names, x: Expr) -> Expr:
+def clipped_to_domain(c: Names, x: Expr) -> Expr:
     """A learned parameter after its update, clipped to its domain."""
     # Decay pulls towards zero, and nothing speaks for time constants or thresholds near zero.
-    moved = named("moved", x)
-    return snap(where(moved < c.low, c.low, where(moved > c.high, c.high, moved)))
+    updated = named("moved", x)
+    return snap(where(updated < c.low, c.low, where(updated > c.high, c.high, updated)))
 
 
 def _update(*, learned: bool) -> Recurrence:
@@ -100,7 +100,7 @@ def _update(*, learned: bool) -> Recurrence:
     w, g, m, v = (variable(name) for name in ("w", "g", "m", "v"))
     m, v, change = adaptive_change(c, named("clipped", snap(g * c.clip)), m, v)
     # Not snapped: weights below the floor become zero when they are rounded to their grid.
-    new_w = within(c, w - change) if learned else unsnapped(c.decay * w - change)
+    new_w = clipped_to_domain(c, w - change) if learned else unsnapped(c.decay * w - change)
     outputs = {"new_w": new_w, "new_m": m, "new_v": v}
     return Recurrence("adamw_learned" if learned else "adamw", names, ("w", "g", "m", "v"), {}, outputs)
 

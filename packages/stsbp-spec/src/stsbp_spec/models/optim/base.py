@@ -20,7 +20,7 @@ from stsbp_spec.validation import integer, real, shown
 __all__ = ["GradientDecay", "Optimizer", "Scalars"]
 
 _LARGEST = float(np.finfo(np.float32).max)
-_ENDS = {
+_DOMAIN_TEXTS = {
     "lr": "0, or from 2^-100 to the largest float32, 3.4e38",
     "clip_norm": "at least 2^-100",
     "momentum": "0, or from 2^-100 to less than 1",
@@ -86,10 +86,10 @@ class Optimizer(ABC):
             if number is None:
                 raise SpecError(f"{title}: {name} must be an integer, got {shown(value)}")
             object.__setattr__(self, name, number)
-        for name, good in self._domain().items():
-            if not good:
-                ends = f"; it must be {self._ends()[name]}" if name in self._ends() else ""
-                raise SpecError(f"{title}: {name} is outside its domain: {shown(getattr(self, name))}{ends}")
+        for name, is_valid in self._domain().items():
+            if not is_valid:
+                domain_text = f"; it must be {self._domain_texts()[name]}" if name in self._domain_texts() else ""
+                raise SpecError(f"{title}: {name} is outside its domain: {shown(getattr(self, name))}{domain_text}")
 
     def _domain(self) -> dict[str, bool]:
         """Whether each hyperparameter is in its domain, by name."""
@@ -103,9 +103,9 @@ class Optimizer(ABC):
             "clip_norm": self.clip_norm is None or self.clip_norm >= FLOOR,
         }
 
-    def _ends(self) -> Mapping[str, str]:
+    def _domain_texts(self) -> Mapping[str, str]:
         """The domains that a message states, by name."""
-        return _ENDS
+        return _DOMAIN_TEXTS
 
     def rate(self, step: int) -> float:
         """Learning rate of update `step = 0, 1, ...`, float64."""
@@ -145,5 +145,5 @@ class GradientDecay(Optimizer):
         # In float32, other values would be zero or infinite.
         return {**super()._domain(), "weight_decay": self.weight_decay == 0 or FLOOR <= self.weight_decay <= CEILING}
 
-    def _ends(self) -> Mapping[str, str]:
-        return {**super()._ends(), "weight_decay": "0, or from 2^-100 to 2^100"}
+    def _domain_texts(self) -> Mapping[str, str]:
+        return {**super()._domain_texts(), "weight_decay": "0, or from 2^-100 to 2^100"}

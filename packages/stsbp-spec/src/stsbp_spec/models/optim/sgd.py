@@ -26,7 +26,7 @@ import numpy as np
 
 from stsbp_spec.contract.grid import FLOOR
 from stsbp_spec.equations.expressions import Names, Recurrence, named, snap, variable
-from stsbp_spec.models.optim.adamw import within
+from stsbp_spec.models.optim.adamw import clipped_to_domain
 from stsbp_spec.models.optim.base import GradientDecay, Scalars
 
 __all__ = ["LEARNED_UPDATE", "SGD", "UPDATE", "SGDScalars"]
@@ -59,8 +59,8 @@ def _update(*, learned: bool) -> Recurrence:
     if not learned:
         g = named("decayed", snap(g + c.weight_decay * w))
     m = named("new_m", snap(c.momentum * m + g))
-    moved = w - c.rate * m
-    outputs = {"new_w": within(c, moved) if learned else snap(moved), "new_m": m}
+    updated = w - c.rate * m
+    outputs = {"new_w": clipped_to_domain(c, updated) if learned else snap(updated), "new_m": m}
     return Recurrence("sgd_learned" if learned else "sgd", names, ("w", "g", "m"), {}, outputs)
 
 

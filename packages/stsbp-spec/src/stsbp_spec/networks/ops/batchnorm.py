@@ -27,7 +27,7 @@ Backward pass, with `S = sum dy`, `Q = sum dy (z - mean)` and `x = (z - mean) g 
 `fast`: `S` and `sum dy k` are computed in float64, in any order. `reproducible`: `dy` is rounded to an error grid of
 `b = 53 - 12 - ceil(log2 n)` bits. With `k = h 2^12 + l` in pieces of 12 bits (`|h| <= 2^12`, `0 <= l < 2^12`), the sums
 of `dy`, `dy h` and `dy l` are exact in float64 in any order (`error_moments`). Further steps are in float64 on numbers
-per channel (`way_back`). `S/n` and `r` are rounded once to float32, and
+per channel (`backward_coefficients`). `S/n` and `r` are rounded once to float32, and
 
     dz = snap(a snap(snap(dy - S/n) - snap((z - mean) r)))
 
@@ -57,8 +57,9 @@ __all__ = [
     "SHIFT",
     "STATISTICS",
     "BatchNorm",
+    "ChannelArithmetic",
     "Coefficients",
-    "Wide",
+    "backward_coefficients",
     "coefficients",
     "error_moments",
     "moments",
@@ -69,7 +70,6 @@ __all__ = [
     "statistics",
     "summands",
     "updated_statistic",
-    "way_back",
 ]
 
 SCALE = Learned(1.0, low=-CEILING, high=CEILING, per="channel")
@@ -194,7 +194,7 @@ def error_moments(dy: Array, z: Array, exponent: Array, arithmetic: ArrayArithme
 
 
 # Further steps, on numbers per channel.
-class Wide:
+class ChannelArithmetic:
     """Operations on float64 and int64 numbers per channel, arrays `[C]`.
 
     Each operation rounds once. Products and quotients use the methods below, because a library that compiles may fuse
@@ -257,7 +257,7 @@ class Coefficients(NamedTuple, Generic[Array]):
 
 
 def of_batch(
-    arithmetic: Wide,
+    arithmetic: ChannelArithmetic,
     sums: Any,
     exponent: Any,
     scale: Array,
@@ -275,12 +275,14 @@ def of_batch(
     return coefficients(arithmetic, norm, mean, variance, scale, gain)
 
 
-def of_running(arithmetic: Wide, mean: Array, variance: Array, scale: Array, *, norm: BatchNorm) -> Coefficients[Array]:
+def of_running(
+    arithmetic: ChannelArithmetic, mean: Array, variance: Array, scale: Array, *, norm: BatchNorm
+) -> Coefficients[Array]:
     """Coefficients from running statistics and the learned scale, float32 `[C]`."""
     return coefficients(arithmetic, norm, arithmetic.float64(mean), arithmetic.float64(variance), scale, 1.0)
 
 
-def statistics(arithmetic: Wide, sums: Any, exponent: Any, n: Any) -> tuple[Any, Any]:
+def statistics(arithmetic: ChannelArithmetic, sums: Any, exponent: Any, n: Any) -> tuple[Any, Any]:
     """Mean and variance, float64 `[C]`, from `moments` of all `n` elements, an int or int64 `[C]`."""
     total, high, low = sums[0], sums[1], sums[2]
     # sum (k - m)^2 = sum k^2 - n m^2 - 2 m d with m the integer next to the mean, sum k = n m + d.
@@ -301,7 +303,7 @@ def statistics(arithmetic: Wide, sums: Any, exponent: Any, n: Any) -> tuple[Any,
 
 
 def coefficients(
-    arithmetic: Wide, norm: BatchNorm, mean: Any, variance: Any, scale: Array, gain: float
+    arithmetic: ChannelArithmetic, norm: BatchNorm, mean: Any, variance: Any, scale: Array, gain: float
 ) -> Coefficients[Array]:
     """Coefficients from mean and variance, float64 `[C]`, of a batch or running, and the learned scale, float32
     `[C]`."""
@@ -314,8 +316,8 @@ def coefficients(
     return Coefficients(arithmetic.float32(mean), a, mean, stretch, arithmetic.divide(gain * gain, s2), batch)
 
 
-def way_back(
-    arithmetic: Wide,
+def backward_coefficients(
+    arithmetic: ChannelArithmetic,
     sums: Any,
     exponent: Any,
     forward_coefficients: Coefficients[Array],
@@ -340,7 +342,7 @@ def way_back(
     return arithmetic.float32(arithmetic.divide(total, count)), arithmetic.float32(slope), *gradients
 
 
-def updated_statistic(arithmetic: Wide, statistic: Array, batch: Array, *, norm: BatchNorm) -> Array:
+def updated_statistic(arithmetic: ChannelArithmetic, statistic: Array, batch: Array, *, norm: BatchNorm) -> Array:
     """A running statistic `[C]` after a batch: computed in float64, rounded once, and 0 below the floor."""
     decayed = arithmetic.multiply(arithmetic.float64(statistic), 1 - norm.momentum)
     updated: Array = arithmetic.float32(decayed + arithmetic.multiply(arithmetic.float64(batch), norm.momentum))
@@ -349,4 +351,4 @@ def updated_statistic(arithmetic: Wide, statistic: Array, batch: Array, *, norm:
 
 def running(norm: BatchNorm, statistic: Float32, batch: Float32) -> Float32:
     """`updated_statistic` for numpy arrays."""
-    return updated_statistic(Wide(), statistic, batch, norm=norm)
+    return updated_statistic(ChannelArithmetic(), statistic, batch, norm=norm)
