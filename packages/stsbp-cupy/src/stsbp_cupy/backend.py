@@ -120,6 +120,7 @@ class CupyBackend(AbstractBackend[Array]):
 
     def encode(self, inputs: UInt8, coding: Coding) -> Array:
         x = self.asarray(inputs)
+        # Pixels in units of 1/256, so that weighted sums stay exact.
         return x if coding == "events" else x[None].astype(np.float32) * np.float32(2.0**-8)
 
     def unpack(self, frames: PackedFrames) -> Array:
@@ -138,6 +139,7 @@ class CupyBackend(AbstractBackend[Array]):
         return {op: Rule(partial(module.forward, self.rt), partial(module.backward, self.rt)) for op, module in modules}
 
     def dropout_mask(self, seed: int, layer: int, step: int, shape: Shape, rate: float, first: int = 0) -> Array:
+        # A recorded step must read its masks from fixed memory, which the tape fills before each run.
         def drawn(seed_and_step: tuple[int, int]) -> Array:
             return dropout.keep_mask(self.rt, seed_and_step[0], layer, seed_and_step[1], shape, rate, first)
 

@@ -38,12 +38,12 @@ def convolve(
         s: inputs, float32 or bytes.
         w: weights `[rows, columns C, C']`.
         out: filled with the result.
-        kernels: number of rows and of columns of the window.
+        kernels: number of rows and of columns of the window, which the shape of `w` implies here.
         edges: number of rows and of columns of zeros on each side.
         strides: strides of rows and columns.
         row_dilation: dilation of the rows.
     """
-    _convolve(s, _pad_to_vectors(w), out, kernels[1], *edges, *strides, row_dilation)
+    _convolve(s, _pad_to_vectors(w), out, *edges, *strides, row_dilation)
 
 
 def gradient(s: AnyArray, dz: AnyArray, kernels: Shape, edges: Shape, strides: Shape, row_dilation: int) -> AnyArray:
@@ -142,7 +142,6 @@ def _convolve(
     s: AnyArray,
     w: Float32,
     out: Float32,
-    columns: int,
     top_padding: int,
     left_padding: int,
     row_stride: int,

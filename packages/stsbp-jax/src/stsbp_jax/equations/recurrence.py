@@ -36,7 +36,11 @@ def recur(
     *,
     summed: tuple[str, ...] = (),
 ) -> dict[str, Array]:
-    """Implements `AbstractBackend.recur`, to be traced. Constants are float32 numbers, traced or not."""
+    """Implements `AbstractBackend.recur`, to be traced. Constants are float32 numbers, traced or not.
+
+    Outputs in `summed` are added over the steps, `[1, ...]`. Inputs are `[steps, ...]`, or `[1, ...]` if they are the
+    same at every step. `lax.scan` only takes the former, so the step reads the latter from outside.
+    """
     if not summed and (parts := _split(recurrence)) is not None:
         recurrence_part, later_conditions = parts
         part_outputs = recur(recurrence_part, constants, inputs, steps)

@@ -689,7 +689,10 @@ def _(
 
 
 class _BackwardOperatorCall(torch.autograd.Function):
-    """A backward pass, which cannot be differentiated itself."""
+    """A backward pass, which cannot be differentiated itself.
+
+    Without it, torch would differentiate the operator of the backward pass and report a missing formula.
+    """
 
     generate_vmap_rule = True
 
@@ -715,7 +718,10 @@ def call_backward_operator(call: Callable[..., list[torch.Tensor]], *tensors: to
 
 
 def map_by_loop(op: Any) -> Any:
-    """The `vmap` rule of an operator: one call for each element."""
+    """The `vmap` rule of an operator: one call for each element.
+
+    An operator with this rule returns a list of tensors, also if there is only one.
+    """
 
     def element_of(i: int, x: Any, axis: Any) -> Any:
         if isinstance(x, (list, tuple)):

@@ -30,8 +30,10 @@ from stsbp_torch.equations.recurrence import outputs_of
 __all__ = ["BLOCK", "keep_mask", "kernel", "recur", "text"]
 
 BLOCK = 256
+"""Number of elements that a program of Triton computes."""
 _FLOOR = tl.constexpr(FLOOR)
 _WIDTH = tl.constexpr(BLOCK)
+"""`BLOCK` in the kernels, which read no other globals than constants of Triton."""
 
 
 @triton.jit
@@ -127,6 +129,9 @@ def _rounds(x0, x1, a, b, c, d):  # type: ignore[no-untyped-def]
     return x0, x1
 
 
+# Fills `mask`, uint8 `[count]`, from element `first_element` of the batch on. `seed` and `stream` are the key of the
+# generator. Its counter is half the element's number and `step`, because a block has two words. An element is kept if
+# its word is at least `threshold`. No argument is specialised, as each new number would compile another kernel.
 @triton.jit(do_not_specialize=["count", "first_element", "area", "channels", "seed", "stream", "step", "threshold"])
 def _keep_mask_kernel(mask, count, first_element, area, channels, seed, stream, step, threshold):  # type: ignore[no-untyped-def]
     element = tl.program_id(0).to(tl.int64) * _WIDTH + tl.arange(0, _WIDTH)
@@ -155,6 +160,7 @@ def keep_mask(
     mask = torch.empty(memory_shape, dtype=torch.uint8, device=device)
     with torch.cuda.device(device) if device.type == "cuda" else nullcontext():
         _keep_mask_kernel[(triton.cdiv(mask.numel(), BLOCK),)](
+            # The key of random.py, `stream + 256 * substream`. The substream is the layer.
             mask, mask.numel(), first * math.prod(shape[1:]), area, channels, check_seed(seed),
             (int(Stream.DROPOUT) + 256 * layer) & 0xFFFFFFFF, step & 0xFFFFFFFF, round(rate * 2**32),
             enable_fp_fusion=False,

@@ -20,6 +20,7 @@ from stsbp_torch.engine.segments import backend_of, call_backward_operator, map_
 __all__ = ["spike_loss"]
 
 _LOSSES: dict[str, tuple[Loss, PSP]] = {}
+"""Losses by their keys. Nothing is removed, because a traced program may use its key at any time."""
 
 
 def spike_loss(
@@ -65,6 +66,7 @@ def spike_loss(
 
 @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
 def _key(loss: Loss, psp: PSP) -> str:
+    # An operator takes tensors, numbers and texts, but no objects. A digest is the same in every process.
     text = f"{type(loss).__module__}.{type(loss).__qualname__} {loss!r} {psp!r}"
     key = hashlib.sha256(text.encode()).hexdigest()[:24]
     _LOSSES[key] = loss, psp

@@ -60,7 +60,8 @@ class EventBinning:
             raise SpecError(f"event binning: polarities must be 1 or 2, got {shown(self.polarities)}")
         for field, largest in _LARGEST.items():
             if (value := getattr(self, field)) is not None or field != "window_us":
-                number = integer_between(f"event binning: {field}", value, int(field != "start_us"), largest)
+                lower = 0 if field == "start_us" else 1
+                number = integer_between(f"event binning: {field}", value, lower, largest)
                 object.__setattr__(self, field, number)
         for field in ("binary", "first_saccade", "stabilise"):
             truth(f"event binning: {field}", getattr(self, field))
@@ -88,13 +89,13 @@ class EventBinning:
             return self.steps
         since_start = t.astype(np.int64) - self.start_us
         end = self.window_us if not self.first_saccade else min(self.window_us, self.saccade_us - self.start_us)
-        inside = since_start[(since_start >= 0) & (since_start < end)]
-        return int(inside.max(initial=0)) * self.steps // self.window_us + 1
+        times_inside = since_start[(since_start >= 0) & (since_start < end)]
+        return int(times_inside.max(initial=0)) * self.steps // self.window_us + 1
 
     def frames(self, x: AnyArray, y: AnyArray, p: AnyArray, t: AnyArray) -> UInt8:
         """Frames `[T, C, H, W]` of one recording. The events are given as in `bin_events`."""
         return bin_events(
-            *self._shown(x, y, p, t),
+            *self._selected_events(x, y, p, t),
             shape=(self.polarities, self.height, self.width),
             steps=self.steps,
             window_us=self.window_us,
@@ -142,11 +143,11 @@ class EventBinning:
     def add(self, frame: UInt8, x: AnyArray, y: AnyArray, p: AnyArray, t: AnyArray) -> None:
         """Add events to the frame `[C, H, W]` of their step, in place. All events together give the frame of
         `frames`."""
-        x, y, p, t = self._shown(x, y, p, t)
+        x, y, p, t = self._selected_events(x, y, p, t)
         added = bin_events(x, y, p, np.zeros_like(t), shape=frame.shape, steps=1, window_us=1, binary=self.binary)[0]
         frame[...] = np.maximum(frame, added) if self.binary else np.minimum(frame.astype(np.int64) + added, 255)
 
-    def _shown(
+    def _selected_events(
         self, x: AnyArray, y: AnyArray, p: AnyArray, t: AnyArray
     ) -> tuple[AnyArray, AnyArray, AnyArray, AnyArray]:
         """The events that are not dropped, at their final positions."""
