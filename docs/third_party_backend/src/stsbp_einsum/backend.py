@@ -59,11 +59,11 @@ def _full_back(
 
 
 def _convolution(op: Conv2d, s: Float32, wq: Float32) -> tuple[Float32, Met]:
-    (down, across), (row_dilation, column_dilation) = op.strides, op.dilations
+    (row_stride, column_stride), (row_dilation, column_dilation) = op.strides, op.dilations
     padded = np.pad(s, ((0, 0), (0, 0), (0, 0), *((pad, pad) for pad in op.paddings)))
     all_windows = np.lib.stride_tricks.sliding_window_view(padded, op.extents, axis=(3, 4))
     # Channels and weights in groups that do not see each other, g; one of them, as a rule.
-    windows = _groups(op, all_windows[..., ::down, ::across, ::row_dilation, ::column_dilation], axis=2)
+    windows = _groups(op, all_windows[..., ::row_stride, ::column_stride, ::row_dilation, ::column_dilation], axis=2)
     z = np.einsum("tbgcyxij,gdcij->tbgdyx", windows, _groups(op, wq, axis=0), optimize=True)
     return z.reshape(*s.shape[:2], op.channels, *z.shape[4:]), Met(windows, wq, s.shape)
 
@@ -84,11 +84,14 @@ def _convolution_back(
     # The adjoint of reading windows: each error times the kernel, added where its window was read.
     (*lead, height, width), (pad_rows, pad_columns) = met.input_shape, op.paddings
     padded = np.zeros((*lead, height + 2 * pad_rows, width + 2 * pad_columns), d.dtype)
-    for place in np.ndindex(op.kernels):
-        steps = zip(place, op.dilations, op.strides, d.shape[-2:], strict=True)
-        down, across = (slice(a * apart, a * apart + (n - 1) * stride + 1, stride) for a, apart, stride, n in steps)
-        contribution = np.einsum("tbgdyx,gdc->tbgcyx", d, wq[..., *place], optimize=True)
-        padded[:, :, :, down, across] += contribution.reshape(*lead, *contribution.shape[4:])
+    for tap in np.ndindex(op.kernels):
+        axes = zip(tap, op.dilations, op.strides, d.shape[-2:], strict=True)
+        rows, columns = (
+            slice(index * dilation, index * dilation + (size - 1) * stride + 1, stride)
+            for index, dilation, stride, size in axes
+        )
+        contribution = np.einsum("tbgdyx,gdc->tbgcyx", d, wq[..., *tap], optimize=True)
+        padded[:, :, :, rows, columns] += contribution.reshape(*lead, *contribution.shape[4:])
     return padded[..., pad_rows : pad_rows + height, pad_columns : pad_columns + width].astype(np.float32), dw
 
 

@@ -55,7 +55,7 @@ from stsbp_jax.contract.grid import (
     weight_grid,
 )
 from stsbp_jax.contract.random import keep_mask
-from stsbp_jax.distributed.collective import JaxCollective, connect, together
+from stsbp_jax.distributed.collective import JaxCollective, connect, join_processes
 from stsbp_jax.distributed.replication import match_replication
 from stsbp_jax.distributed.sharding import SpreadGradients, SpreadOutput, guarded
 from stsbp_jax.engine import on_cpu
@@ -157,7 +157,7 @@ class JaxBackend(AbstractBackend[Array]):
         connect(rendezvous, all_devices=device is not None and device.endswith(_ALL))
 
     def join(self, rendezvous: Rendezvous) -> Collective[Array]:
-        self._collective = self._alone if rendezvous.size == 1 else together(rendezvous, self._devices)
+        self._collective = self._alone if rendezvous.size == 1 else join_processes(rendezvous, self._devices)
         return self._collective
 
     def alone(self) -> Collective[Array]:

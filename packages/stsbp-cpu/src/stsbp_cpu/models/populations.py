@@ -85,7 +85,7 @@ def forward(
         order,
         recurrence.input_index,
         spike_weights,
-        _run(loop),
+        _chunk_length(loop),
         len(equation.states),
         u,
         spikes,
@@ -116,12 +116,25 @@ def backward(
     equation = equations.backward.summing(summed) if loop is None else equations.recurrent(static)
     recurrence = loop or _NO_RECURRENCE
     row = -1 if loop is None else list(equation.outputs).index(equations.errors[loop.input_index])
-    chunks = -(-u.shape[1] // _run(loop))
+    chunks = -(-u.shape[1] // _chunk_length(loop))
     together = 1 if loop is None else max(1, min(_TOGETHER, chunks // get_num_threads()))
     step = propagate_all(equation, len(equations.terms), recurrent=loop is not None)
     p, states = equations.backward_numbers, len(equation.states)
     _backward(
-        step, p, u, kept, ds, row, _padded(recurrence.weights), bits, _run(loop), together, states, dz, sums, learned
+        step,
+        p,
+        u,
+        kept,
+        ds,
+        row,
+        _padded(recurrence.weights),
+        bits,
+        _chunk_length(loop),
+        together,
+        states,
+        dz,
+        sums,
+        learned,
     )
 
 
@@ -140,7 +153,7 @@ def _padded(w: Float32) -> Float32:
     return padded
 
 
-def _run(loop: RecurrentWeights | None) -> int:
+def _chunk_length(loop: RecurrentWeights | None) -> int:
     """Number of neurons that a thread takes at a time."""
     # With a recurrence a whole sample, because a step of a neuron needs the spikes of all neurons. Samples are
     # independent.

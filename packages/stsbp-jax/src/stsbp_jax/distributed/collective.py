@@ -29,7 +29,7 @@ from stsbp_spec.typing import AnyArray
 from stsbp_jax.contract.grid import enable_x64
 from stsbp_jax.distributed.sharding import AXES, EVERYWHERE, PROCESSES, Spread, guarded, pieces_of_all
 
-__all__ = ["JaxCollective", "connect", "together"]
+__all__ = ["JaxCollective", "connect", "join_processes"]
 
 # A service that catches SIGTERM, the signal with which launchers end processes.
 _PREEMPTION = "jax_enable_preemption_service"
@@ -177,7 +177,7 @@ def connect(rendezvous: Rendezvous, *, all_devices: bool) -> None:
     _started.append(rendezvous)
 
 
-def together(rendezvous: Rendezvous, local: Sequence[Any]) -> JaxCollective:
+def join_processes(rendezvous: Rendezvous, local: Sequence[Any]) -> JaxCollective:
     """The processes of `jax.distributed`, each with the devices that have the same indices as `local`.
 
     Raises:

@@ -43,7 +43,7 @@ def _finite(xp: Any, x: Any) -> Any:
     return xp.isfinite(x)
 
 
-def _inside(xp: Any, x: Any, low: float, high: float) -> Any:
+def _in_bounds(xp: Any, x: Any, low: float, high: float) -> Any:
     return (x >= np.float32(low)) & (x <= np.float32(high))
 
 
@@ -197,9 +197,9 @@ def in_domain(name: str, x: Any, low: float, high: float, remedy: str = "call cl
         NumericError: an element is outside, and `x` is not a tracer. Such elements of a tracer become NaN.
     """
     if isinstance(x, jax.core.Tracer):
-        return _or_nan(_inside, (low, high), x)
-    if not _all_valid(_inside, x, low, high):
-        wrong = _first_wrong(_inside, x, low, high)
+        return _or_nan(_in_bounds, (low, high), x)
+    if not _all_valid(_in_bounds, x, low, high):
+        wrong = _first_wrong(_in_bounds, x, low, high)
         raise NumericError(f"{name} is {wrong:g}, outside of its domain from {low:g} to {high:g}; {remedy}")
     return x
 

@@ -126,14 +126,14 @@ def _run_numpy(
 _NUMPY_CALL = Making(_run_on_threads)
 
 
-class _Same:
+class _ByIdentity:
     """Wraps equations, which have no hash, as an argument that is the same in each call. They equal only themselves."""
 
     def __init__(self, value: NeuronEquations) -> None:
         self.value = value
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, _Same) and self.value is other.value
+        return isinstance(other, _ByIdentity) and self.value is other.value
 
     def __hash__(self) -> int:
         return id(self.value)
@@ -299,13 +299,13 @@ def population_forward(
     results = _fired(equations, (steps, *zs[0].shape[1:]))
     float_zs = tuple(z.astype(np.float32) for z in zs)
     spikes, saved, neuron_parameters = _call(
-        _fire_all, results, float_zs, dict(learned), fixed=(_Same(equations), steps)
+        _fire_all, results, float_zs, dict(learned), fixed=(_ByIdentity(equations), steps)
     )
     return spikes, NeuronResiduals(saved, spikes, len(zs) == len(zs[0]) == 1 and steps > 1, neuron_parameters)
 
 
 def _fire_all(
-    equations: _Same, steps: int, zs: tuple[AnyArray, ...], learned: dict[str, AnyArray]
+    equations: _ByIdentity, steps: int, zs: tuple[AnyArray, ...], learned: dict[str, AnyArray]
 ) -> tuple[AnyArray, dict[str, AnyArray], dict[str, AnyArray]]:
     spikes, residuals = _cpu().population_forward(equations.value, zs, steps, learned)
     return spikes, residuals.kept, dict(residuals.learned)
@@ -320,14 +320,14 @@ def population_backward(
     results = errors, {name: _shape_dtype(summed_shape) for name in equations.terms}
     arrays = (residuals.kept, dict(residuals.learned), ds.astype(np.float32))
     gradients: tuple[tuple[Array, ...], dict[str, Array]] = _call(
-        _propagate_all, results, *arrays, fixed=(_Same(equations), tuple(static))
+        _propagate_all, results, *arrays, fixed=(_ByIdentity(equations), tuple(static))
     )
     return gradients
 
 
 def _propagate_all(
-    equations: _Same, static: tuple[bool, ...], saved: dict[str, AnyArray], neuron_parameters: dict[str, AnyArray],
-    ds: AnyArray,
+    equations: _ByIdentity, static: tuple[bool, ...], saved: dict[str, AnyArray],
+    neuron_parameters: dict[str, AnyArray], ds: AnyArray,
 ) -> tuple[tuple[AnyArray, ...], dict[str, AnyArray]]:  # fmt: skip
     return _cpu().population_backward(equations.value, NeuronResiduals(saved, ds, False, neuron_parameters), ds, static)
 

@@ -203,7 +203,7 @@ def _forward(
 ) -> tuple[JaxSegmentOutput, Any]:
     segment, batch = jax_segment.walk(fused=not settings.full).segments[jax_segment.index], inputs[0].shape[1]
     on_grid = _on_grid(jax_segment, weights, training=settings.training)
-    run = _run(settings, on_grid, masks, batch, state)
+    run = _pass_context(settings, on_grid, masks, batch, state)
     values = dict(zip(jax_segment.reads, inputs, strict=True))
     node_outputs, residuals = forward_segment(OPERATIONS, segment, run, values)
     potentials: dict[str, Array] = {}
@@ -234,7 +234,7 @@ def _updated_statistics(
     return statistics
 
 
-def _run(
+def _pass_context(
     settings: JaxSegmentSettings, on_grid: Mapping[str, Array], masks: tuple[Array, Array], batch: int, state: State
 ) -> PassContext[Array]:
     # The backend also takes traced numbers for masks.
@@ -278,7 +278,7 @@ def _backward(
     if not pending:
         return (None,) * len(jax_segment.reads), dict.fromkeys(jax_segment.parameters), (None, None), None
     any_error = next(iter(pending.values()))[0]
-    run = _run(settings, on_grid, masks, any_error.shape[1], {})
+    run = _pass_context(settings, on_grid, masks, any_error.shape[1], {})
     trace = Trace(OPERATIONS, walk, run, any_error, {}, lambda _: residuals, {})
     gradients = backward_segment([trace], segment, [pending], settings.precision)
     rounded = {name: OPERATIONS.rounded(x) for name, x in {**gradients, **trace.batch_gradients}.items()}

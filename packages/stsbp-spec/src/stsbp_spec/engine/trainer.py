@@ -367,7 +367,7 @@ class Predictor(Generic[Array]):
             network, inputs, part.cut(trainer._group_size(steps, samples) or samples)
         ):
             encoded = _encoded(backend, network, x)
-            padding = () if lengths is None else (backend.asarray(_inside(lengths, part_slice, steps)),)
+            padding = () if lengths is None else (backend.asarray(_inside_of_part(lengths, part_slice, steps)),)
             device_output, numbers = backend.compiled(output, network, int(steps))(self._weights, encoded, *padding)
             spikes, *part_counts = backend.read([device_output, *numbers])
             part_outputs.append(_as_output(network, spikes[:, : part_slice.count]))
@@ -534,7 +534,7 @@ def _of_part(lengths: Int64, part: BatchSlice, steps: int) -> Int64:
     return lengths[part.first : part.end] if part.count else np.array([steps])
 
 
-def _inside(lengths: Int64, part: BatchSlice, steps: int) -> UInt8:
+def _inside_of_part(lengths: Int64, part: BatchSlice, steps: int) -> UInt8:
     """Which steps of the samples of a part are not padding, `[T, B]`."""
     return inside(_of_part(lengths, part, steps), steps).astype(np.uint8)
 

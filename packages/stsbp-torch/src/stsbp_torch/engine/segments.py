@@ -333,7 +333,7 @@ def compute(
         operator_options = (handle.key, steps, training, seed, *options)
         results = list(_Computed.apply(handle, sizes, operator_options, number, *tensors))  # type: ignore[no-untyped-call]
     else:
-        results = list(_Kept.apply(handle, settings, sizes, *tensors))  # type: ignore[no-untyped-call]
+        results = list(_SegmentWithResiduals.apply(handle, settings, sizes, *tensors))  # type: ignore[no-untyped-call]
     outputs, potentials, statistics = handle.result_counts(settings)
     new_statistics = results[outputs + potentials : outputs + potentials + statistics]
     state_arrays = results[outputs + potentials + statistics :]
@@ -554,14 +554,14 @@ def _copied(handle: SegmentKey, results: Sequence[torch.Tensor]) -> tuple[torch.
     return (*outputs, *results[len(handle.copies) :])
 
 
-class _Kept(torch.autograd.Function):
+class _SegmentWithResiduals(torch.autograd.Function):
     """A segment that keeps the residuals of its steps for the backward pass."""
 
     @staticmethod
     def forward(
         ctx: Any, handle: SegmentKey, settings: TorchSegmentSettings, sizes: tuple[int, int], *tensors: torch.Tensor
     ) -> tuple[torch.Tensor, ...]:
-        inputs, weights, carried = _cut(tensors, sizes)
+        inputs, weights, carried = _split_tensors(tensors, sizes)
         torch_segment = _segment_for(handle.key, inputs, settings.steps)
         of_input = any(ctx.needs_input_grad[3 : 3 + len(inputs)])
         results, trace = _forward(torch_segment, settings, inputs, weights, carried, of_input)
@@ -596,7 +596,7 @@ class _Kept(torch.autograd.Function):
         return None, None, None, *typed, *(None,) * ctx.untracked
 
 
-def _cut(tensors: Sequence[torch.Tensor], sizes: tuple[int, int]) -> list[list[torch.Tensor]]:
+def _split_tensors(tensors: Sequence[torch.Tensor], sizes: tuple[int, int]) -> list[list[torch.Tensor]]:
     inputs, weights = sizes
     return [list(tensors[:inputs]), list(tensors[inputs : inputs + weights]), list(tensors[inputs + weights :])]
 
@@ -759,7 +759,7 @@ class _Computed(torch.autograd.Function):
         number: torch.Tensor,
         *tensors: torch.Tensor,
     ) -> tuple[torch.Tensor, ...]:
-        return _copied(handle, torch.ops.stsbp.segment(*_cut(tensors, sizes), number, *options))
+        return _copied(handle, torch.ops.stsbp.segment(*_split_tensors(tensors, sizes), number, *options))
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[torch.Tensor, ...]) -> None:
@@ -775,7 +775,7 @@ class _Computed(torch.autograd.Function):
 
         def call(*flat_tensors: torch.Tensor) -> list[torch.Tensor]:
             errors, (number, *tensors) = list(flat_tensors[:error_count]), flat_tensors[error_count:]
-            inputs, weights, carried = _cut(tensors, sizes)
+            inputs, weights, carried = _split_tensors(tensors, sizes)
             return torch.ops.stsbp.segment_back(  # type: ignore[no-any-return]
                 inputs, weights, carried, errors, of_input, number, *options
             )

@@ -108,7 +108,7 @@ def backward(
             `[P, B H' W' C']`.
         need_weights: whether the gradient is needed.
     """
-    equation, channels, run = equations.summing, conv_input.s.shape[4], _run(conv)
+    equation, channels, run = equations.summing, conv_input.s.shape[4], _run_length(conv)
     threads = min(get_num_threads(), conv_input.s.shape[1])
     (kernel, _), (padding, _) = conv.kernels, conv.paddings
     sums = np.empty((threads if need_weights else 0, channels * kernel * run), np.float32)
@@ -145,7 +145,7 @@ def mirrored(wq: Float32) -> Float32:
     return wq[:, :, :, ::-1].transpose(1, 2, 3, 0)
 
 
-def _run(conv: Conv2d) -> int:
+def _run_length(conv: Conv2d) -> int:
     return -(-conv.kernels[1] * conv.channels // LANES) * LANES
 
 
@@ -157,7 +157,7 @@ def _kernel_weights(conv: Conv2d, wq: Float32) -> Float32:
         kernel_weights[...] = ordered
         return kernel_weights.reshape(-1)
     rows, columns = conv.kernels
-    kernel_weights = own_memory((wq.shape[1], rows, _run(conv)), np.float32)
+    kernel_weights = own_memory((wq.shape[1], rows, _run_length(conv)), np.float32)
     kernel_weights[:, :, columns * conv.channels :] = 0
     kernel_weights[:, :, : columns * conv.channels] = mirrored(wq).reshape(wq.shape[1], rows, -1)
     return kernel_weights.reshape(-1)
