@@ -62,14 +62,24 @@ def save_network(
         given = None if data is None or isinstance(data, str) else given_data(data, classes)
         typed = plain_settings(settings)
         config = _config(trained, data, given, typed)
-        engine, show = opened(backend, device), reporter_for(progress)
+        engine, reporter = opened(backend, device), reporter_for(progress)
         try:
             with limited_threads(config.threads):
                 _write(
-                    trained, config, typed, run_folder, data, given, classes, engine, history, show, overwrite=overwrite
+                    trained,
+                    config,
+                    typed,
+                    run_folder,
+                    data,
+                    given,
+                    classes,
+                    engine,
+                    history,
+                    reporter,
+                    overwrite=overwrite,
                 )
         finally:
-            show.close()
+            reporter.close()
         return opened_run(run_folder, "last", engine, given)
 
 
@@ -107,13 +117,13 @@ def _write(
     classes: Sequence[str] | None,
     engine: AbstractBackend,
     history: Any,
-    show: Reporter,
+    reporter: Reporter,
     *,
     overwrite: bool,
 ) -> None:
     loaded: Data | None = None
     if data is not None:
-        loaded = load_data(config, show.loading, given=None if given is None else given.info)
+        loaded = load_data(config, reporter.loading, given=None if given is None else given.info)
     inputs = _inputs(trained.spec, classes) if loaded is None else loaded.inputs
     _check_network(trained.spec, config, inputs)
     samples = None if loaded is None else len(loaded.train)
@@ -126,7 +136,7 @@ def _write(
     trainer, figures = task.trainer, _history(history)
     tensors = state_tensors(trained.weights, trained.state, trained.spec, trainer.optimizer, set(trainer.frozen))
     command = f"stsbp.save_run(network, {str(folder.path)!r})"
-    write_network(folder, task, loaded, tensors, figures, show, command, overwrite=overwrite)
+    write_network(folder, task, loaded, tensors, figures, reporter, command, overwrite=overwrite)
 
 
 def _scheduled(config: RunConfig, optimizer: Optimizer, per_epoch: int, typed: Collection[str]) -> RunConfig:
