@@ -553,7 +553,7 @@ def test_a_callback_that_does_not_answer_is_an_error(monkeypatch: pytest.MonkeyP
     lost: list[Any] = []
     monkeypatch.setattr(sys, "unraisablehook", lambda unraisable: lost.append(unraisable.exc_type))
     memory = ffi.Memory((3,), np.dtype(np.float32))
-    ffi.open_door("stsbp_test", {5: ffi.Site(fails, (), (memory,))}, fails)
+    ffi.register_entry("stsbp_test", {5: ffi.Site(fails, (), (memory,))}, fails)
     with pytest.raises(jax.errors.JaxRuntimeError, match="the call was interrupted"):
         done(jax.ffi.ffi_call("stsbp_test", struct(3))(number=np.int64(5)))
     assert lost == [KeyboardInterrupt]

@@ -436,7 +436,7 @@ def _products(
     typing_context: Any, y: Any, y_start: Any, y_pixel: Any, x: Any, x_start: Any, x_row: Any, x_column: Any,
     x_pixel: Any, w: Any, w_start: Any, w_row: Any, w_column: Any, rows: Any, columns: Any, together: Any, vectors: Any,
 ) -> Any:  # fmt: skip
-    """`products` for constant numbers of places (`together`) and of `vectors`. All sums stay in registers."""
+    """`products` for constant numbers of pixels (`together`) and of `vectors`. All sums stay in registers."""
     pixels, count = together.literal_value, vectors.literal_value
     lanes = lanes_of(y.dtype.bitwidth // 8)
 

@@ -6,7 +6,7 @@ interpreter exits is killed, and the process with it. Second, a signal may inter
 so that it returns without having written an answer.
 
 Therefore, XLA calls a few instructions that llvmlite compiles. They count the calls in progress, let no calls in once
-the door is shut, and create an error if the callback has not answered.
+the entry is closed, and create an error if the callback has not answered.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from llvmlite import binding, ir
 from stsbp_spec.errors import BackendError
 from stsbp_spec.typing import AnyArray, Shape
 
-__all__ = ["CANCELLED", "CODES", "INTERNAL", "RESOURCE_EXHAUSTED", "Memory", "Site", "interface", "open_door"]
+__all__ = ["CANCELLED", "CODES", "INTERNAL", "RESOURCE_EXHAUSTED", "Memory", "Site", "interface", "register_entry"]
 
 CANCELLED, RESOURCE_EXHAUSTED, INTERNAL = 1, 8, 13
 """XLA's error codes."""
@@ -277,12 +277,12 @@ class Site:
         self._call(self._arguments.views(args.size, args.args), self._results.views(rets.size, rets.rets))
 
 
-class _Door:
+class _CallEntry:
     """The callback.
 
     Args:
         sites: sites by their numbers. The number is the only attribute of a call.
-        told: function from an exception to the message and the code for XLA.
+        report: function from an exception to the message and the code for XLA.
         version: version of the interface that is reported to XLA.
     """
 
@@ -342,7 +342,7 @@ _CREATE = ctypes.CFUNCTYPE(c_size_t, ctypes.POINTER(ErrorCreateArgs))
 
 
 class _Native(NamedTuple):
-    """Addresses of compiled objects: the handler, the number of calls in progress, and whether the door is shut."""
+    """Addresses of compiled objects: the handler, the number of calls in progress, and whether the entry is closed."""
 
     handler: int
     inside: int
@@ -423,7 +423,7 @@ _registered: list[Any] = []
 """Objects that XLA may call until the process ends."""
 
 
-def open_door(name: str, sites: Mapping[int, Site], report: Callable[[BaseException], tuple[str, int]]) -> None:
+def register_entry(name: str, sites: Mapping[int, Site], report: Callable[[BaseException], tuple[str, int]]) -> None:
     """Register the target `name` with XLA.
 
     Args:
@@ -439,8 +439,8 @@ def open_door(name: str, sites: Mapping[int, Site], report: Callable[[BaseExcept
         api_version = interface(header.read_text(encoding="utf-8"))
     except OSError as error:
         raise BackendError(_unknown(f"its header cannot be read ({error})")) from error
-    door = _Door(sites, report, api_version)
-    callback = ctypes.CFUNCTYPE(None, c_size_t, c_size_t)(door.enter)
+    entry = _CallEntry(sites, report, api_version)
+    callback = ctypes.CFUNCTYPE(None, c_size_t, c_size_t)(entry.enter)
     native = _compiled(ctypes.cast(callback, ctypes.c_void_p).value or 0)
     _registered.append(callback)
     inside, shut = c_int64.from_address(native.inside), c_int64.from_address(native.shut)

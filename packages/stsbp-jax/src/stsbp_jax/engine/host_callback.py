@@ -31,7 +31,7 @@ from stsbp_spec.errors import ShapeError
 from stsbp_spec.typing import AnyArray, Shape
 
 from stsbp_jax.distributed.replication import match_replication, result_like
-from stsbp_jax.engine.ffi import CANCELLED, CODES, INTERNAL, RESOURCE_EXHAUSTED, Memory, Site, open_door
+from stsbp_jax.engine.ffi import CANCELLED, CODES, INTERNAL, RESOURCE_EXHAUSTED, Memory, Site, register_entry
 
 __all__ = ["Making", "host_call", "one_at_a_time", "original_errors"]
 
@@ -104,7 +104,7 @@ def _open() -> None:
     global _is_open
     with _lock:
         if not _is_open:
-            open_door(_NAME, _sites, _error_report)
+            register_entry(_NAME, _sites, _error_report)
             _is_open = True
 
 

@@ -107,8 +107,8 @@ def list_by_channel(
         low, high: the rows after the pooling, from `low` to `high`.
         cells: filled with `y row_width + x` of each spike, 1-d: `C` lists, each with room for at least
             `(high - low) (W // size)` entries.
-        values: filled with the pooled values, in the same places.
-        row_ends: filled with the end of each channel's list after each of these rows, `[H // size, C]`.
+        values: filled with the pooled values, at the same positions.
+        channel_ends: filled with the end of each channel's list after each of these rows, `[H // size, C]`.
     """
     channels = channel_ends.shape[1]
     valid, columns_of, channels_of, row, elements = tables
