@@ -37,6 +37,7 @@ __all__ = [
     "as_argument",
     "atomic_writer",
     "check_regular",
+    "locked_folder",
     "open_regular",
     "read_regular",
     "real",
@@ -105,6 +106,30 @@ def _lock(descriptor: int, *, wait: bool) -> int | None:
         os.close(lock_fd)
         return None
     return lock_fd
+
+
+@contextlib.contextmanager
+def locked_folder(folder: Path) -> Iterator[None]:
+    """Make a folder, and hold its lock while files that belong together are written into it.
+
+    Another process that writes such files waits. File systems without locks let both write.
+
+    Raises:
+        FileError: the folder cannot be made.
+    """
+    with writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+    if not _HAS_DESCRIPTORS:
+        yield
+        return
+    with OpenFolder(folder) as opened:
+        assert opened.descriptor is not None
+        lock = _lock(opened.descriptor, wait=True)
+        try:
+            yield
+        finally:
+            if lock is not None:
+                os.close(lock)
 
 
 def _unwritable(path: Path, error: OSError) -> FileError:

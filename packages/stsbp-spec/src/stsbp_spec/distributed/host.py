@@ -46,11 +46,18 @@ def process_group(rendezvous: Rendezvous, engines: str = "gloo") -> Any:
     """`torch.distributed`, initialised with the other processes.
 
     Raises:
-        BackendError: the other processes did not arrive in time, or the port of rank 0 is taken.
+        BackendError: PyTorch cannot be loaded, the other processes did not arrive in time, or the port of rank 0 is
+            taken.
     """
-    import torch.distributed as dist
-    from torch.distributed.distributed_c10d import PrefixStore, _set_pg_timeout
-    from torch.distributed.rendezvous import rendezvous as meet
+    try:
+        import torch.distributed as dist
+        from torch.distributed.distributed_c10d import PrefixStore, _set_pg_timeout
+        from torch.distributed.rendezvous import rendezvous as meet
+    except ImportError as error:
+        raise BackendError(
+            f"PyTorch, which connects the processes, cannot be loaded: {first_line(error)}; it needs about 2 GB of "
+            "address space in each process"
+        ) from error
 
     # torchrun already runs a store at the port that it names.
     meeting = "env://" if rendezvous.launcher == "torchrun" else f"tcp://{rendezvous.address}:{rendezvous.port}"

@@ -6,6 +6,7 @@ A command is a module of this package with a function `command` (`_module`). It 
 from __future__ import annotations
 
 import contextlib
+import errno
 import importlib
 import io
 import keyword
@@ -284,8 +285,26 @@ def _early_end(error: EOFError) -> str:
     )
 
 
+_OF_OUTPUT = {errno.EBADF, errno.EIO, errno.ENOSPC, errno.EFBIG, errno.EPIPE, errno.EACCES, errno.EROFS}
+"""Errors with which a system refuses to write the standard output."""
+
+
+def _refused_by_system(error: OSError) -> str:
+    """A sentence for an error that no command has expected: most are of the standard output."""
+    reason = error.strerror or str(error)
+    is_of_output = error.errno in (None, *_OF_OUTPUT)
+    return f"{'cannot write the output' if is_of_output else 'the system refused'}: {reason}"
+
+
 def _run() -> Any:
     """Run the command line. Returns the exit code."""
+    try:
+        os.getcwd()
+    except FileNotFoundError:
+        # torch ends the process here without an exception, and other libraries name a file of their own.
+        with contextlib.suppress(OSError):
+            click.echo("Error: the working folder does not exist any more; change to another one", err=True)
+        return 1
     try:
         # `cli.main` returns the code of an early exit, for example after --help, else None.
         code = cli.main(prog_name="stsbp", standalone_mode=False)
@@ -314,5 +333,5 @@ def _run() -> Any:
         return _leave_closed_pipe()
     except OSError as error:
         with contextlib.suppress(OSError):
-            click.echo(f"Error: cannot write the output: {error.strerror or error}", err=True)
+            click.echo(f"Error: {_refused_by_system(error)}", err=True)
         return 1

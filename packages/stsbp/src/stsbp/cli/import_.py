@@ -12,7 +12,7 @@ from typing import Any
 
 import click
 import numpy as np
-from stsbp_spec.contract.grid import CONTRACT_VERSION, FLOOR
+from stsbp_spec.contract.grid import CONTRACT_VERSION
 from stsbp_spec.engine.operations import weights_on_grid
 from stsbp_spec.errors import NetworkError
 from stsbp_spec.networks.notation import written_nodes
@@ -257,11 +257,12 @@ def _import_messages(imported: Imported, network: NetworkSpec) -> Iterator[str]:
         yield f"{name}: {change}"
     weights = imported.weights
     rounded, _ = weights_on_grid(NumpyBackend(), network.graph, dict(weights))
-    deviations = {
-        projection.name: float(np.abs(rounded[projection.name] - w).max(initial=0) / max(np.abs(w).max(), FLOOR))
-        for projection in network.graph.projections
-        for w in [weights[projection.parameter]]
-    }
+    deviations: dict[str, float] = {}
+    for projection in network.graph.projections:
+        # In float64, because a share of subnormal numbers is wrong in float32.
+        exact = weights[projection.parameter].astype(np.float64)
+        largest = float(np.abs(exact).max(initial=0))
+        deviations[projection.name] = float(np.abs(rounded[projection.name] - exact).max(initial=0) / (largest or 1.0))
     name = max(deviations, key=lambda projection_name: deviations[projection_name])
     if deviations[name]:
         yield (

@@ -450,6 +450,9 @@ def _array(content: bytes, path: Path, *, spikes: bool = False) -> UInt8:
     except Exception as error:
         # numpy evaluates the header as Python text, so a forged one can raise almost any error.
         reason = str(error).partition("\n")[0] or type(error).__name__
+        if "malformed node" in reason or reason.startswith("Cannot parse header"):
+            # The message contains the address of an object, or all of the header.
+            reason = "its header is not the description of an array"
         raise DataError(f"{path} is not a numpy array: {reason}") from error
     if dtype != np.uint8 and not (spikes and dtype == np.bool_):
         remedy = f"; convert {'spikes' if spikes else 'pixels from 0 to 255'} with .astype(np.uint8)"

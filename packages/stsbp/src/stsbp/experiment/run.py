@@ -95,7 +95,7 @@ class Experiment:
 
         Raises:
             ConfigError: a run in the folder has other settings (the message names all differences), or `overwrite`
-                would remove the run from whose weights the new runs begin.
+                would remove the run from whose weights the new runs begin, or a run outside of the folder.
             FileError: the folder contains something else, or cannot be written.
             CheckpointError: the settings of a run in the folder are missing or damaged.
         """
@@ -113,6 +113,12 @@ class Experiment:
             and real(split_start(config.init_from)[0]) in {real(run.path) for run in runs}
         ):
             raise ConfigError(f"--overwrite would remove the run that --init-from {config.init_from} begins with")
+        if overwrite and (links := [run.path for run in runs if run.path.is_symlink()]):
+            # Clearing a run follows the link, and would remove a run that is not in this folder.
+            raise ConfigError(
+                f"{links[0]} is a link to {real(links[0])}, whose run --overwrite would remove; remove the link, or "
+                "choose another --out"
+            )
         for run in () if overwrite else runs:
             if run.is_free:
                 continue

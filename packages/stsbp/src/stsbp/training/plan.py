@@ -121,6 +121,8 @@ def plan_run(
             folder.check_settings()
         else:
             advice = "; continue that run with --resume, replace it with --overwrite, or"
+            if resume is not None and folder.has_traces:
+                advice = ", but holds no complete run to continue; replace it with --overwrite, or"
             advice = advice if folder.has_traces else ", but holds no run;"
             raise FileError(f"{folder.path} exists and is not empty{advice} choose another --out")
     if overwrite and config.init_from and real(split_start(config.init_from)[0]) == real(folder.path):

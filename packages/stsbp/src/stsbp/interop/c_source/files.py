@@ -13,7 +13,7 @@ from stsbp_spec.networks.graph import Input, Neurons
 
 import stsbp
 from stsbp.errors import FileError
-from stsbp.files import OutputKind, atomic_writer, writing
+from stsbp.files import OutputKind, atomic_writer, locked_folder, writing
 from stsbp.interop.c_source.arrays import axis_sizes
 from stsbp.interop.c_source.module import ComparedLayer, Module
 from stsbp.interop.c_source.texts import braced, comment, function, identifier, indented, loops, string
@@ -83,7 +83,8 @@ def write(program: NetworkProgram, about: About, folder: Path) -> list[str]:
     if folder.exists() and not folder.is_dir():
         raise FileError(f"{folder} is a file, but C source consists of two files; give a folder")
     targets = [KIND.target_path(path) for path in paths]
-    with atomic_writer(targets[0]) as first, atomic_writer(targets[1]) as second:
+    # Two exports into one folder at once would otherwise leave the .c of one and the .h of the other.
+    with locked_folder(folder), atomic_writer(targets[0]) as first, atomic_writer(targets[1]) as second:
         for target, file, text in zip(targets, (first, second), (c_source.source, c_source.header), strict=True):
             file.write(text.encode("ascii"))
             # Both files are on the disk before one of them replaces an old one.
