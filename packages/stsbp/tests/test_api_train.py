@@ -205,6 +205,30 @@ def test_a_call_leaves_the_process_as_it_was(
     assert capsys.readouterr() == ("", "")
 
 
+def test_libraries_that_the_call_loads_are_limited_too(tmp_path: Path) -> None:
+    pytest.importorskip("scipy")
+    code = """
+import sys, threadpoolctl, stsbp
+from stsbp.training import execute
+first_state, train, used = execute.first_state, execute.train, []
+def loading(*arguments):
+    import scipy.linalg  # with a BLAS of its own
+    return first_state(*arguments)
+def watched(*arguments):
+    used.extend(library["num_threads"] for library in threadpoolctl.threadpool_info())
+    return train(*arguments)
+assert "scipy.linalg" not in sys.modules
+execute.first_state, execute.train = loading, watched
+stsbp.train("digits", "4", out=sys.argv[1], limit=20, steps=2, epochs=1, threads=1, backend="numpy", progress=False)
+print(set(used))
+"""
+    environment = {key: text for key, text in os.environ.items() if not key.endswith("_NUM_THREADS")}
+    output = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path / "run")], env=environment, capture_output=True, text=True, check=True
+    )
+    assert output.stdout == "{1}\n"
+
+
 def test_progress_is_shown_on_standard_error_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     trained(tmp_path / "run", progress=True)
     output, errors = capsys.readouterr()

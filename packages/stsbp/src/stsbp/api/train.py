@@ -61,7 +61,11 @@ def train_network(
         deadline = _deadline(stop_after)
         plan = plan_run(sources, path, again, overwrite, allow_imports=allow_imports)
         engine, stopping = opened(backend, device), Stopping()
-        caller = Caller([_call(data, network, settings, preset, plan)], _again, partial(_stopping, deadline, stopping))
+        caller = Caller(
+            [_call(data, network, settings, preset, plan)],
+            _again,
+            partial(_stopping, deadline, stopping, plan.config.threads),
+        )
         with limited_threads(plan.config.threads), _interrupts(plan, stopping):
             execute(
                 plan,
@@ -140,9 +144,10 @@ def _deadline(minutes: float | None) -> float | None:
 
 
 @contextlib.contextmanager
-def _stopping(deadline: float | None, stopping: Stopping) -> Iterator[StopRequest]:
+def _stopping(deadline: float | None, stopping: Stopping, threads: int) -> Iterator[StopRequest]:
     """Within it, Ctrl-C, the clock and an error of the function of the progress stop the training."""
-    with stop_on_signals(deadline, is_command=False) as request:
+    # The data and the backend may have loaded libraries that the limit around the whole call has not reached.
+    with limited_threads(threads), stop_on_signals(deadline, is_command=False) as request:
         stopping.request = request
         try:
             yield request
