@@ -364,6 +364,9 @@ def test_errors_name_the_keywords_of_python(
 
 def test_messages_of_the_command_line_are_translated_but_commands_in_them_are_not() -> None:
     assert with_keywords("leave --own-lengths out, or --no-test") == "leave own_lengths= out, or test=False"
+    assert with_keywords("--patience 2, --freeze 'conv2', that of --optimizer sgd") == (
+        "patience=2, freeze='conv2', that of optimizer=sgd"
+    )
     assert with_keywords("a-b--c /x--y") == "a-b--c /x--y"
     message = "give --out. Continue with: stsbp train --resume runs/a\nor --epochs"
     assert with_keywords(message) == "give out=. Continue with: stsbp train --resume runs/a\nor epochs="

@@ -19,7 +19,8 @@ from stsbp.errors import ConfigError, understood
 
 __all__ = ["flag", "in_python", "limited_threads", "opened", "path_of", "with_keywords"]
 
-_OPTION = re.compile(r"(?<![\w/.-])--(no-)?([a-z][a-z0-9-]*)")
+_OPTION = re.compile(r"""(?<![\w/.-])--(no-)?([a-z][a-z0-9-]*)(?:[ ](?=['"\d]|adamw?\b|sgd\b))?""")
+"""An option, with the space before its value if the value is a number, a text in quotes or an optimiser."""
 _COMMAND = re.compile(r"\bstsbp [a-z-]+ ")
 
 

@@ -282,7 +282,17 @@ def _check_axes(samples: _Samples, prefix: str) -> None:
     forms = "images [n, C, H, W] or [n, N], or spikes [T, n, N] or [T, n, C, H, W]"
     if not 2 <= inputs.ndim <= 5 or 0 in inputs.shape:
         raise DataError(f"data: {prefix}inputs must be {forms}, got {list(inputs.shape)}")
+    if inputs.ndim == 4 and inputs.shape[3] in (1, 3, 4) and inputs.shape[1] == inputs.shape[2] > 4:
+        raise DataError(
+            f"data: {prefix}inputs must be images [n, C, H, W], but the last axis of {list(inputs.shape)} looks like "
+            "that of the channels; move it, np.moveaxis(x, -1, 1)"
+        )
     axis = 0 if samples.coding == "direct" else 1
+    if targets is not None and targets.shape[0] == inputs.shape[axis] != targets.shape[1]:
+        raise DataError(
+            f"data: {prefix}targets must be [T, n, N], but the first axis of {list(targets.shape)} is that of the "
+            f"{inputs.shape[axis]} samples; swap the first two axes, np.swapaxes(x, 0, 1)"
+        )
     count = len(labels) if labels is not None else targets.shape[1]  # type: ignore[union-attr]
     if inputs.shape[axis] != count:
         hint = ""
@@ -315,7 +325,8 @@ def _class_names(classes: Any, parts: Sequence[_Samples]) -> tuple[str, ...]:
     count = 1 + max(int(part.labels.max()) for part in parts if part.labels is not None)
     if classes is None:
         return tuple(map(str, range(count)))
-    names = tuple(map(str, classes)) if isinstance(classes, (Sequence, np.ndarray)) else ()
+    is_list = classes.ndim == 1 if isinstance(classes, np.ndarray) else isinstance(classes, Sequence)
+    names = tuple(map(str, classes)) if is_list else ()
     if isinstance(classes, str) or len(names) < count:
         raise DataError(f"data: classes must be the names of at least {count} classes, got {shown(classes)}")
     return names

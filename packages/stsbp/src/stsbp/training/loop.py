@@ -49,6 +49,7 @@ from stsbp.training.progress import SHOWN, Course, Reporter
 from stsbp.training.run_folder import RunFolder
 from stsbp.training.tensorboard import TensorBoard
 from stsbp.training.timing import Measuring
+from stsbp.training.timing_text import chance_f1
 
 __all__ = [
     "TIME_IS_UP",
@@ -631,7 +632,7 @@ class _TrainingLoop:
         measure_texts = [f"train {value:.2%}"]
         for name, evaluation in (("valid.", validation), ("test", test)):
             if evaluation is not None:
-                measure_texts.append(f"{name} {evaluation.sums.headline[1]:.2%}")
+                measure_texts.append(f"{name} {evaluation.sums.headline[1]:.2%}{_by_chance(evaluation, measure)}")
         rate, rates = self.course.rate, means["rates"].values()
         self.reporter.note(
             f"epoch {number}/{self.config.epochs}  loss {means['loss']:.4f}  {SHOWN[measure]} "
@@ -897,3 +898,11 @@ def import_checkpoint(task: Task, saved: Checkpoint, folder: RunFolder) -> Train
             f"the checkpoint in {folder.path} does not fit the network {task.network}: {error}; was "
             "config.toml changed?"
         ) from error
+
+
+def _by_chance(evaluation: Evaluation, measure: str) -> str:
+    """The chance level of F1, without which its value says little; nothing for accuracies."""
+    if measure != "f1" or evaluation.timing is None:
+        return ""
+    share = chance_f1(evaluation.timing.record())
+    return "" if share is None else f" (by chance {share:.2%})"
