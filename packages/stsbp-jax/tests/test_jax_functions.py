@@ -302,7 +302,7 @@ def test_example_of_the_page_runs_and_learns() -> None:
     for block in (code, more):
         exec(compile(block, str(page), "exec"), names)
     assert np.array_equal(
-        names["output"].spikes[0], names["apply"](names["recurrent"], names["own"], names["sounds"], 20)[-1]
+        names["output"].spikes[0], names["apply"](names["recurrent"], names["initial"], names["sounds"], 20)[-1]
     )
     assert np.abs(names["slope"]["linear1.recurrent"]).max() > 0
     assert names["losses"][-1] < 0.5 * names["losses"][0]

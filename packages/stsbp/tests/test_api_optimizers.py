@@ -258,3 +258,47 @@ def test_states_of_optax_go_on_in_a_run(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="no moments of the parameter linear1; freeze it, or leave state out"):
         saved(SPEC, tmp_path / "x", weights=weights, state=partial)
     assert saved(SPEC, tmp_path / "frozen", weights=weights, state=partial, freeze="linear1").settings.freeze
+
+
+def test_states_of_other_optimisers_of_optax_are_refused(tmp_path: Path) -> None:
+    jax = pytest.importorskip("jax")
+    optax = pytest.importorskip("optax")
+    weights = initial_weights(SPEC, seed=0)
+    values = {name: jax.numpy.asarray(w) for name, w in weights.items()}
+    for optimizer in (optax.amsgrad(0.1), optax.adabelief(0.1), optax.lion(0.1)):
+        with pytest.raises(ConfigError, match="or a state of optax with the moments of Adam or SGD"):
+            saved(SPEC, tmp_path / "x", weights=weights, state=optimizer.init(values), updates=2)
+    deep: Any = ()
+    for _ in range(100_000):
+        deep = (deep,)
+    with pytest.raises(ConfigError, match="or a state of optax with the moments of Adam or SGD"):
+        saved(SPEC, tmp_path / "x", weights=weights, state=deep)
+    while deep:  # else Python's own garbage collection would be as deep
+        (deep,) = deep
+
+
+def test_moments_of_sgd_are_found_after_arrays_of_jax(tmp_path: Path) -> None:
+    jax = pytest.importorskip("jax")
+    optax = pytest.importorskip("optax")
+    weights = initial_weights(SPEC, seed=0)
+    values = {name: jax.numpy.asarray(w) for name, w in weights.items()}
+    optimizer = optax.inject_hyperparams(optax.sgd)(learning_rate=0.1, momentum=0.9)
+    settings = {"optimizer": "sgd", "lr": 0.1, "momentum": 0.9}
+    assert saved(SPEC, tmp_path / "x", weights=weights, state=optimizer.init(values), **settings).info["step"] == 0
+
+
+def test_a_class_derived_from_an_optimiser_of_torch_with_its_own_updates_is_refused(tmp_path: Path) -> None:
+    torch = pytest.importorskip("torch")
+    stsbp_torch = pytest.importorskip("stsbp_torch")
+
+    class Backwards(torch.optim.SGD):  # type: ignore[name-defined, misc]
+        def step(self, closure: Any = None) -> Any:
+            raise NotImplementedError
+
+    class Named(torch.optim.SGD):  # type: ignore[name-defined, misc]
+        pass
+
+    module = stsbp_torch.Network(SPEC)
+    with pytest.raises(ConfigError, match="but this optimiser is Backwards"):
+        saved(module, tmp_path / "x", state=Backwards(module.parameters(), lr=0.1), updates=0)
+    assert saved(module, tmp_path / "y", state=Named(module.parameters(), lr=0.1), updates=0).info["step"] == 0

@@ -92,8 +92,10 @@ def path_of(name: str, value: object) -> Path:
     Raises:
         ConfigError: it is not one.
     """
-    if isinstance(value, (str, os.PathLike)) and os.fspath(value):
-        return Path(os.fsdecode(value))
+    with contextlib.suppress(TypeError, UnicodeError):
+        # The object may say something that is no path; a lone surrogate cannot be encoded.
+        if isinstance(value, (str, os.PathLike)) and os.fspath(value) and b"\0" not in os.fsencode(value):
+            return Path(os.fsdecode(value))
     raise ConfigError(f"{name} is a path such as 'runs/digits', got {shown(value)}")
 
 

@@ -44,9 +44,9 @@ def train(
     Args:
         data: name of a data set such as `"digits"` or `"events:FILE.npz"`; a `stsbp.datasets.Dataset`; or arrays:
             `(inputs, labels)`, `(inputs, labels, test_inputs, test_labels)`, two pairs of such, or a dict with
-            `inputs`, `labels` or `targets`, and perhaps `lengths`, `classes`, `test_inputs` and so on. Inputs are images `[n, C, H, W]` or
-            `[n, N]`, or spikes `[T, n, C, H, W]` or `[T, n, N]`; labels are integers `[n]`; targets are spike trains
-            `[T, n, N]`. None: the data set of `preset`, `config` or `resume`.
+            `inputs`, `labels` or `targets`, and perhaps `lengths`, `classes`, `test_inputs` and so on. Inputs are
+            images `[n, C, H, W]` or `[n, N]`, or spikes `[T, n, C, H, W]` or `[T, n, N]`; labels are integers `[n]`;
+            targets are spike trains `[T, n, N]`. None: the data set of `preset`, `config` or `resume`.
         network: hidden layers in the notation of `net`, or a whole network; None: that of the settings. The names of
             its layers, such as `conv1` and `linear2`, are in `print(run.network.table())`.
         out: folder of the run; None: `runs/DATASET-DATE-TIME`.

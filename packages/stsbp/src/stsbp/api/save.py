@@ -55,8 +55,9 @@ def save_network(
     with in_python():
         trained = _trained(network, weights, state, updates)
         path, overwrite = path_of("folder", folder), flag("overwrite", overwrite)
-        if classes is not None and (isinstance(classes, str) or not isinstance(classes, (Sequence, np.ndarray))):
-            raise ConfigError(f"classes are the names of the classes, got {shown(classes)}")
+        _check_classes(classes)
+        if settings.get("init_from"):
+            raise ConfigError("init_from= names weights to begin with, but a saved run has its own; leave it out")
         run_folder = RunFolder(path)
         _check_place(run_folder, overwrite=overwrite)
         given = None if data is None or isinstance(data, str) else given_data(data, classes)
@@ -206,6 +207,16 @@ def _check_network(spec: NetworkSpec, config: RunConfig, inputs: Inputs) -> None
     built = build_network(config, inputs)
     if (built.notation, built.input_psp) != (network_settings(spec, ())["net"], spec.input_psp):
         raise ConfigError("the settings of a run cannot describe this network, because they give another one")
+
+
+def _check_classes(classes: object) -> None:
+    """Raise `ConfigError` unless these are None, or names that differ."""
+    is_list = classes.ndim == 1 if isinstance(classes, np.ndarray) else isinstance(classes, Sequence)
+    if classes is not None and (isinstance(classes, str) or not is_list):
+        raise ConfigError(f"classes are the names of the classes, got {shown(classes)}")
+    names = [] if classes is None else list(map(str, classes))  # type: ignore[call-overload]
+    if len({*names}) < len(names):
+        raise ConfigError(f"classes: two of the names are equal, got {shown(names)}")
 
 
 def _inputs(spec: NetworkSpec, classes: Sequence[str] | None) -> Inputs:

@@ -115,9 +115,11 @@ def _read(spec: NetworkSpec, state: Any, module: Any) -> GivenState:
         return _of_export(state)
     if hasattr(state, "param_groups") and hasattr(state, "state"):
         return _of_torch(spec, state, module)
-    parts = list(_parts(state))
-    adam = next((part for part in parts if hasattr(part, "mu") and hasattr(part, "nu")), None)
-    trace = next((part for part in parts if hasattr(part, "trace")), None)
+    parts = _parts(state)
+    # By the names of their classes: states of AMSGrad and AdaBelief have moments of the same names, and every array has
+    # a method `trace`.
+    adam = next((part for part in parts if type(part).__name__ == "ScaleByAdamState"), None)
+    trace = next((part for part in parts if type(part).__name__ == "TraceState"), None)
     # A plain tuple has a method of this name.
     count = next((_step(part.count) for part in parts if not callable(getattr(part, "count", len))), None)
     if adam is not None:
@@ -131,9 +133,12 @@ def _read(spec: NetworkSpec, state: Any, module: Any) -> GivenState:
 
 
 def _parts(state: Any) -> list[Any]:
-    """The parts of a state of optax, which may be nested in tuples."""
-    nested = [part for one in state for part in _parts(one)] if isinstance(state, tuple) else []
-    return [state, *nested]
+    """The parts of a state of optax, which may be nested in tuples, in their order."""
+    parts, pending = list[Any](), [state]
+    while pending:
+        parts.append(part := pending.pop())
+        pending += reversed(part) if isinstance(part, tuple) else ()
+    return parts
 
 
 def _step(step: Any) -> int:
@@ -167,8 +172,11 @@ def _of_torch(spec: NetworkSpec, optimizer: Any, module: Any) -> GivenState:
     """The state of an optimiser of torch, with its settings and the parameters that it does not train."""
     if module is None:
         raise ConfigError("the state of an optimiser of torch belongs to a module; give the module as network")
-    kind = next((x.__name__ for x in type(optimizer).__mro__ if x.__module__.startswith("torch.optim.")), "")
-    if kind not in _TORCH:
+    of_torch = [x.__name__ for x in type(optimizer).__mro__ if x.__module__.startswith("torch.optim.")]
+    kind = of_torch[0] if of_torch else ""
+    # A class derived from one of these may have updates of its own. (torch wraps `step`, but keeps its qualified name.)
+    has_own_updates = type(optimizer).step.__qualname__.partition(".")[0] not in of_torch
+    if kind not in _TORCH or has_own_updates:
         raise ConfigError(
             "state: a run continues with AdamW, Adam or SGD, but this optimiser is "
             f"{type(optimizer).__name__}; {_ALONE}"

@@ -33,7 +33,7 @@ OPTIONS = {
 
 def check_options(form: str, options: dict[str, Any]) -> None:
     """Raise `ConfigError` for an unknown format, an option that it does not have, or a value outside its domain."""
-    if form not in FORMS:
+    if not isinstance(form, str) or form not in FORMS:
         raise ConfigError(f"unknown format {shown(form)}{did_you_mean(str(form), FORMS)}; known: {', '.join(FORMS)}")
     for name in options:
         flag = f"--{name.replace('_', '-')}"
