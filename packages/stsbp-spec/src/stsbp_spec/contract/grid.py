@@ -12,7 +12,7 @@
 6. Error grid (`reproducible` precision only): the error signal at a layer boundary is rounded to `b` bits below the
    power of two above its maximum. `b` is the largest number of bits with which float64 adds both backward products
    exactly. Errors of at most half a unit become zero. These are errors more than `b` bits below the maximum, and errors
-   of at most 2^-103, which is half the finest unit.
+   of at most 2^-103, which is half the finest unit. `ArrayArithmetic.error_grid` (arrays.py) rounds to it.
 
 `CONTRACT_VERSION` counts the changes of these rules that change results.
 """
