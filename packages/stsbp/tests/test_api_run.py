@@ -14,7 +14,7 @@ import stsbp as package
 from click.testing import Result
 from stsbp.datasets import load
 from stsbp.datasets.arrays import given_data
-from stsbp.errors import ConfigError, DataError, StsbpError
+from stsbp.errors import CheckpointError, ConfigError, DataError, StsbpError
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (40, 1, 6, 6), dtype=np.uint8)
 LABELS = np.arange(40) % 3
@@ -248,3 +248,14 @@ def test_a_data_set_as_an_object_is_that_of_its_name(tmp_path: Path) -> None:
     assert runs[0].info["contents"] == runs[1].info["contents"]
     with pytest.raises(StsbpError, match="the arrays have 7 steps, not 3: leave steps out"):
         package.train((SPIKES, LABELS), steps=3, backend="numpy", progress=False, out=tmp_path / "x")
+
+
+def test_an_object_of_before_the_run_was_continued_says_so(tmp_path: Path) -> None:
+    settings: dict[str, Any] = {"limit": 20, "steps": 2, "backend": "numpy", "progress": False}
+    run = package.train("digits", "4", epochs=1, out=tmp_path / "run", **settings)
+    assert run.metrics
+    package.train(out=tmp_path / "run", resume=True, epochs=2, backend="numpy", progress=False)
+    for read in (lambda: run.metrics, run.report):
+        with pytest.raises(CheckpointError, match="was continued or replaced after this object was loaded; load it"):
+            read()
+    assert package.load_run(tmp_path / "run", backend="numpy").report().is_file()

@@ -82,7 +82,16 @@ class Run(Trained):
             CheckpointError: the records cannot be read, or are not those of the run.
         """
         with in_python():
+            self._check_current()
             return [comparison.flat(record) for record in read_records(self.folder, self.settings, warn_caller)]
+
+    def _check_current(self) -> None:
+        """Raise `CheckpointError` if the folder's run has other settings than this object, which was loaded before."""
+        if RunFolder(self.folder).read_config().digest() != self.settings.digest():
+            raise CheckpointError(
+                f"{self.folder} was continued or replaced after this object was loaded; load it again: "
+                f"stsbp.load_run({str(self.folder)!r})"
+            )
 
     def evaluate(
         self,
@@ -163,6 +172,7 @@ class Run(Trained):
             ConfigError, DataError: as `evaluate`.
         """
         with in_python(), limited_threads(self.settings.threads):
+            self._check_current()
             if samples is None:
                 samples = self.settings.dataset != ARRAYS.name or self.given is not None
             place = None if data_dir is None else str(path_of("data_dir", data_dir))
