@@ -45,7 +45,8 @@ def main(name: str, device: str, case: str, scale: str, surrogate: str, mode: Me
     later_peak = peak_memory(weight)
     record: dict[str, int | None] = {"before_bytes": initial_bytes, "peak_bytes": None, "growth_bytes": None}
     if initial_bytes is not None and peak is not None and later_peak is not None:
-        record |= {"peak_bytes": peak - initial_bytes, "growth_bytes": later_peak - peak}
+        # A peak cannot sink, but Linux counts the pages of several threads with a delay of some dozens of pages.
+        record |= {"peak_bytes": peak - initial_bytes, "growth_bytes": max(0, later_peak - peak)}
     print(json.dumps(record))
 
 
