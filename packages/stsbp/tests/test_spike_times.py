@@ -62,6 +62,7 @@ def test_evaluate_measures_the_spike_times_of_a_run(stsbp: Call, motor: Path) ->
     expected["van_rossum"] = {"tau": psp.tau_s, "mean": found["van_rossum"]}
     expected["hamming"] = found["hamming"]
     assert {name: value for name, value in measured.items() if name != "chance"} == expected
+    chance_by_neuron = by_neuron.pop("chance")
     assert by_neuron == {"neurons": [str(n) for n in range(16)], **own.record_by_neuron()}
 
     partner = shuffled(60, 4)
@@ -69,6 +70,7 @@ def test_evaluate_measures_the_spike_times_of_a_run(stsbp: Call, motor: Path) ->
     repeated, others = np.tile(outputs, (1, 2, 1)), targets[:, partner]
     by_chance = measures.SpikeMeasures((0, 3), 0.5)
     by_chance.add(repeated, others)
+    assert chance_by_neuron == by_chance.record_by_neuron()
     expected = {"seed": 4, "shuffles": 2, **by_chance.record()}
     assert chance.pop("van_rossum") == {
         "tau": psp.tau_s,
@@ -161,7 +163,8 @@ def test_evaluate_prints_the_measures_beside_chance(stsbp: Call, motor: Path) ->
         assert cells in [line.split("  ")[:3] for line in _squeezed(text)]
     assert "cost 1 a step" in text
     assert "matches within 4 steps" in text
-    assert "F1 within 4 steps by neuron: " in text
+    (line,) = (line for line in text.splitlines() if line.startswith("F1 within 4 steps by neuron: "))
+    assert line.count(", by chance ") == 2
     assert "By chance: for the targets of other samples, shuffled with seed 9." in text
 
 
@@ -416,7 +419,7 @@ def test_report_draws_spike_times(stsbp: Call, motor: Path) -> None:
     assert "<h2>Spike times</h2>" in page
     for caption in ("F1 of spike times within so many steps", "matches within 5 steps; outlined: by chance"):
         assert caption in page
-    assert "F1 within 1 step of each output neuron" in page
+    assert "F1 within 1 step of each output neuron; in brackets: by chance" in page
     measured = evaluated(stsbp, motor)["measures"]
     assert f"<td>{measured['victor_purpura']['mean']:.4f}</td>" in page
     assert f"<td>{timing_text(measured['chance']['timing_error'])}</td>" in page
@@ -425,7 +428,7 @@ def test_report_draws_spike_times(stsbp: Call, motor: Path) -> None:
 def test_figures_of_many_neurons_show_those_with_the_lowest_f1() -> None:
     neurons = 40
     shares = [[0.0] * neurons, [((7 * n) % neurons) / neurons for n in range(neurons)]]
-    by_neuron = {"neurons": [f"n{n}" for n in range(neurons)], "f1": shares}
+    by_neuron: dict[str, Any] = {"neurons": [f"n{n}" for n in range(neurons)], "f1": shares, "chance": None}
     figures = spike_time_figures({**MEASURES, "chance": CHANCE}, by_neuron)
     captions = [
         "F1 of spike times within so many steps",
@@ -436,9 +439,12 @@ def test_figures_of_many_neurons_show_those_with_the_lowest_f1() -> None:
     drawn = figures[2].parts[0]
     for n in range(neurons):
         assert (f">n{n}<" in drawn) == (shares[1][n] < 16 / neurons)
+    (*_, figure) = spike_time_figures({**MEASURES, "chance": CHANCE}, {**by_neuron, "chance": {"f1": shares}})
+    assert figure.caption == f"{captions[2]}; in brackets: by chance"
+    assert all(f">n{n} ({shares[1][n]:.0%})<" in figure.parts[0] for n in range(neurons) if shares[1][n] < 16 / neurons)
     # A single neuron, and no matches: there is nothing to compare or to count.
     silent = {**MEASURES, "chance": None, "timing_error": CHANCE["timing_error"]}
-    assert len(spike_time_figures(silent, {"neurons": ["0"], "f1": [[1], [1]]})) == 1
+    assert len(spike_time_figures(silent, {"neurons": ["0"], "f1": [[1], [1]], "chance": None})) == 1
 
 
 def test_a_long_histogram_is_drawn_around_its_middle() -> None:

@@ -156,7 +156,7 @@ class NetworkSpec:
             notation: the notation; docs/networks.md has its grammar.
             input_shape: `(C, H, W)` or `(N,)`.
             outputs: number of output neurons. A linear layer of this size is appended, unless the notation
-                branch_outputs with it. A network that is written node by node (nodes.py) must contain it.
+                ends with it. A network that is written node by node (nodes.py) must contain it.
             coding: see the class.
             padding: padding of convolutions without the option `p`: `"valid"` (none) or `"same"` (`kernel // 2`, odd
                 kernels).

@@ -64,6 +64,12 @@ def _aligned(rows: Sequence[Sequence[str]]) -> list[str]:
 def _extremes(tolerances: Sequence[int], by_neuron: Mapping[str, Any]) -> str:
     """The output neurons with the lowest and the highest F1, at the tolerance of 1 step or the next larger one."""
     index = reference_tolerance(tolerances)
-    ranked = sorted(zip(by_neuron["f1"][index], by_neuron["neurons"], strict=True), key=lambda pair: pair[0])
-    (low, first), (high, last) = ranked[0], ranked[-1]
-    return f"F1 {within(tolerances[index])} by neuron: {low:.2%} ({first}) to {high:.2%} ({last})"
+    shares, names, chance = by_neuron["f1"][index], by_neuron["neurons"], by_neuron["chance"]
+    ranked = sorted(range(len(names)), key=lambda number: shares[number])
+    texts = [
+        f"{shares[number]:.2%} ({names[number]}"
+        + ("" if chance is None else f", by chance {chance['f1'][index][number]:.2%}")
+        + ")"
+        for number in (ranked[0], ranked[-1])
+    ]
+    return f"F1 {within(tolerances[index])} by neuron: {' to '.join(texts)}"

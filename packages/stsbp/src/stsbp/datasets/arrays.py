@@ -36,7 +36,7 @@ _TEST_SHARE = 0.2
 
 def _refuse(request: Request) -> Dataset:
     raise DataError(
-        "the samples are arrays, which were given to stsbp in Python and are in no file. Give the same arrays in "
+        "the samples are arrays that are in no file: they were given to stsbp in Python, or not at all. Give them in "
         "Python: stsbp.train(data, resume=RUN), or stsbp.load_run(RUN, data=data) to evaluate and report. To use the "
         "command line, save them with np.savez and train on sequences:FILE.npz"
     )
@@ -268,7 +268,7 @@ def _samples(arrays: Mapping[str, Any], prefix: str) -> _Samples:
             raise DataError(f"data: {prefix}labels must be 0 to {MOST_CLASSES - 1}")
         labels = labels.astype(np.int64)
     else:
-        targets = _bytes(f"{prefix}targets", named["targets"], 1, "targets are spikes, 0 and 1")
+        targets = _bytes(f"{prefix}targets", named["targets"], 1, "targets are spikes, 0 and 1; real-valued targets are not supported")
         if targets.ndim != 3 or 0 in targets.shape:
             raise DataError(f"data: {prefix}targets must be [T, n, N], got {list(targets.shape)}")
     samples = _Samples(inputs, labels, targets, None)

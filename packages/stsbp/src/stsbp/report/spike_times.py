@@ -83,16 +83,19 @@ def _by_neuron(measures: Mapping[str, Any], by_neuron: Mapping[str, Any]) -> lis
     index = reference_tolerance(measures["tolerances"])
     shares = np.array(by_neuron["f1"][index])
     shown = np.sort(np.argsort(shares, kind="stable")[:_MANY])
+    chance = by_neuron["chance"]
+    by_chance = [""] * len(shares) if chance is None else [f" ({share:.0%})" for share in chance["f1"][index]]
     chart = svg.bars(
         shares[shown],
-        [by_neuron["neurons"][number] for number in shown],
+        [by_neuron["neurons"][number] + by_chance[number] for number in shown],
         range(len(shown)),
         label="F1 of output neurons",
         percent=True,
         largest=1.0,
     )
     neurons_text = "each output neuron" if len(shown) == len(shares) else f"the {_MANY} output neurons with the lowest"
-    return [Figure(f"F1 {within(measures['tolerances'][index])} of {neurons_text}", (chart,))]
+    caption = f"F1 {within(measures['tolerances'][index])} of {neurons_text}"
+    return [Figure(caption + ("" if chance is None else "; in brackets: by chance"), (chart,))]
 
 
 def spike_time_table(rows: Sequence[Sequence[str]]) -> str:

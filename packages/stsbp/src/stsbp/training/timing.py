@@ -128,8 +128,9 @@ class SpikeTiming:
         return {**record, "chance": chance}
 
     def record_by_neuron(self) -> dict[str, Any]:
-        """The measures of each output neuron, and its name."""
-        return {"neurons": list(self.names), **self.own.record_by_neuron()}
+        """The measures of each output neuron, its name, and those of chance under `chance`, as JSON values."""
+        chance = self.chance.record_by_neuron() if self.chance.samples else None
+        return {"neurons": list(self.names), **self.own.record_by_neuron(), "chance": chance}
 
     def _with_distances(self, measures: SpikeMeasures, index: int) -> dict[str, Any]:
         means = {name: math.fsum(values) / measures.samples for name, values in self._distances[index].items()}
