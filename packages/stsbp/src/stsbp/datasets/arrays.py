@@ -268,7 +268,12 @@ def _samples(arrays: Mapping[str, Any], prefix: str) -> _Samples:
             raise DataError(f"data: {prefix}labels must be 0 to {MOST_CLASSES - 1}")
         labels = labels.astype(np.int64)
     else:
-        targets = _bytes(f"{prefix}targets", named["targets"], 1, "targets are spikes, 0 and 1; real-valued targets are not supported")
+        targets = _bytes(
+            f"{prefix}targets",
+            named["targets"],
+            1,
+            "targets are spikes, 0 and 1; real-valued targets are not supported",
+        )
         if targets.ndim != 3 or 0 in targets.shape:
             raise DataError(f"data: {prefix}targets must be [T, n, N], got {list(targets.shape)}")
     samples = _Samples(inputs, labels, targets, None)
