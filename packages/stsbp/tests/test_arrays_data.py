@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
 import stsbp as package
 from stsbp.datasets.arrays import given_data
 from stsbp.errors import ConfigError, DataError
-from stsbp_spec import NetworkSpec, initial_weights
+from stsbp_spec import NetworkSpec, initial_weights, open_backend
+from stsbp_spec.equations.expressions import Expr, Names, named, spike, where
+from stsbp_spec.models.neurons.base import NeuronModel, Step, parameter, steps
+from stsbp_spec.models.surrogates import Arctan, Surrogate
 
 IMAGES, LABELS = np.zeros((6, 1, 28, 28), np.uint8), np.arange(6) % 3
 
@@ -34,6 +39,26 @@ def test_another_order_or_form_is_refused_with_a_remedy(data: Any, message: str)
 def test_an_array_of_names_is_a_list_of_names() -> None:
     given = given_data({"inputs": IMAGES, "labels": LABELS, "classes": np.array(["a", "b", "c"])})
     assert given.info.name == "arrays"
+
+
+@dataclass(frozen=True)
+class Doubled(NeuronModel):
+    """A model of the user: leaky, and a current counts twice."""
+
+    name: ClassVar[str] = "doubled"
+    states: ClassVar[tuple[str, ...]] = ("m",)
+    tau_m: float = parameter(3.0, steps)
+    tau_s: float = 2.0
+    threshold: float = 1.0
+    surrogate: Surrogate = field(default_factory=Arctan)
+
+    def constants(self) -> Mapping[str, float]:
+        return {"km": 1 - 1 / self.tau_m, "vth": self.threshold}
+
+    def step(self, p: Names, s: Names, i: Expr) -> Step:
+        u = named("u", s.m + 2 * i)
+        o = spike(u, p.vth)
+        return Step(u, o, {"m": where(o, 0, p.km * u)})
 
 
 class _NoPath:
@@ -67,3 +92,26 @@ def test_save_run_takes_nothing_that_does_not_describe_the_run(
     run = package.save_run(network, tmp_path / "y", weights=initial_weights(network, seed=0), steps=4, backend="numpy")
     with pytest.raises(ConfigError, match="unknown format"):
         run.export(["c"], tmp_path / "c")  # type: ignore[arg-type]
+
+
+def test_a_network_that_reads_other_inputs_than_the_data_is_refused(tmp_path: Path) -> None:
+    events = np.zeros((4, 6, 12), bool)
+    for arguments in ({"input_shape": (13,)}, {"input_shape": (12,), "coding": "direct"}):
+        network = NetworkSpec.parse("8", outputs=3, **arguments)
+        with pytest.raises(ConfigError, match="but the data are"):
+            package.train((events, LABELS), network, out=tmp_path / "x", epochs=1, backend="numpy", progress=False)
+    assert not (tmp_path / "x").exists()
+
+
+@pytest.mark.parametrize("gain", ["normalised", "unit"])
+def test_a_network_with_a_neuron_of_the_user_is_trained_and_saved(gain: str, tmp_path: Path) -> None:
+    neuron = Doubled(tau_m=3.0, tau_s=2.0, threshold=0.5, psp_gain=gain)  # type: ignore[call-arg]
+    network = NetworkSpec.parse("8", input_shape=(12,), outputs=3, neuron=neuron)
+    events = np.random.default_rng(0).random((6, 9, 12)) < 0.4
+    data, weights = (events, np.arange(9) % 3), initial_weights(network, seed=0)
+    settings: dict[str, Any] = {"backend": "numpy", "progress": False}
+    run = package.save_run(network, tmp_path / "saved", weights=weights, data=data, **settings)
+    spikes = open_backend("numpy").run(network, weights, events.astype(np.uint8), 6).layers["linear2"].spikes
+    assert np.array_equal(run.predict(events.astype(np.uint8)).spikes, spikes)
+    assert package.train(data, network, out=tmp_path / "trained", epochs=1, test=False, **settings).finished
+    assert package.train(data, resume=tmp_path / "saved", **settings).finished

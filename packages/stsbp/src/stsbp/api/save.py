@@ -20,7 +20,7 @@ from stsbp_spec.validation import array_of, listed, real, shown
 from stsbp.api.calls import flag, in_python, limited_threads, opened, path_of
 from stsbp.api.progress import ProgressArgument, reporter_for
 from stsbp.api.run import Run, opened_run
-from stsbp.api.settings import OF_THE_NETWORK, network_settings, plain_settings
+from stsbp.api.settings import OF_THE_NETWORK, check_reads, network_settings, plain_settings
 from stsbp.api.state import GivenState, arrays_of, read_state, settings_of_trainer, state_tensors
 from stsbp.config import RunConfig, SettingsSource, absolute, resolve
 from stsbp.datasets.arrays import ARRAYS, GivenData, given_data
@@ -195,15 +195,7 @@ def _config(trained: _TrainedNetwork, data: Any, given: GivenData | None, typed:
 
 def _check_network(spec: NetworkSpec, config: RunConfig, inputs: Inputs) -> None:
     """Raise `ConfigError` unless the settings give the network for these inputs."""
-    read = f"inputs of shape {list(spec.input_shape)} with {spec.coding} coding"
-    if spec.input_max > 1:
-        read += f" and counts up to {spec.input_max}"
-    of_data = (inputs.shape, inputs.coding, inputs.input_max, inputs.outputs)
-    if of_data != (spec.input_shape, spec.coding, spec.input_max, spec.outputs):
-        raise ConfigError(
-            f"the network reads {read} and has {spec.outputs} outputs, but the data are {inputs}; give the "
-            "data and the classes of the network"
-        )
+    check_reads(spec, inputs)
     built = build_network(config, inputs)
     if (built.notation, built.input_psp) != (network_settings(spec, ())["net"], spec.input_psp):
         raise ConfigError("the settings of a run cannot describe this network, because they give another one")

@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 from stsbp_spec.models.losses.base import Loss
 from stsbp_spec.models.neurons import NEURONS, NeuronModel, Readout
+from stsbp_spec.models.neurons.stored import as_text, from_text
 from stsbp_spec.models.surrogates import SURROGATES
-from stsbp_spec.networks.graph import Neurons
+from stsbp_spec.networks.graph import Neurons, Node
 from stsbp_spec.networks.notation import written_nodes
 from stsbp_spec.networks.spec import NetworkSpec
 from stsbp_spec.validation import shown
 
 from stsbp.config import OF_NEURONS, OWN
 from stsbp.errors import ConfigError
+from stsbp.training.build import Inputs
 
 __all__ = ["OF_THE_NETWORK", "loss_settings", "network_settings", "plain_settings"]
 
@@ -62,13 +65,38 @@ def network_settings(network: object, typed: Iterable[str]) -> dict[str, Any]:
         )
     if twice := [f"{name}=" for name in OF_THE_NETWORK if name in typed]:
         raise ConfigError(f"{', '.join(twice)}: the network already contains this; leave it out")
-    settings: dict[str, Any] = {"net": written_nodes(network.graph.nodes)}
+    settings: dict[str, Any] = {"net": written_nodes(map(_with_stored_model, network.graph.nodes))}
     if network.input_psp is not None:
         settings |= {"input_tau_s": network.input_psp.tau_s, "psp_gain": network.input_psp.gain}
     models = [node.op.model for node in network.graph.nodes if isinstance(node.op, Neurons)]
     own = [model for model in models if type(model) not in (*NEURONS.values(), Readout)]
     known = [model for model in models if model not in own and type(model.surrogate) not in SURROGATES.values()]
     return settings | _own("neuron", own) | _own("surrogate", [model.surrogate for model in known])
+
+
+def _with_stored_model(node: Node) -> Node:
+    """The node, with a model of a class of the user as the run stores it: the text of the network is read with that."""
+    if not isinstance(node.op, Neurons) or type(node.op.model) in (*NEURONS.values(), Readout):
+        return node
+    stored = from_text(as_text(node.op.model))
+    return replace(node, op=replace(node.op, model=stored))
+
+
+def check_reads(spec: NetworkSpec, inputs: Inputs) -> None:
+    """Raise `ConfigError` unless a network reads the inputs of these data, and has their outputs."""
+    if (inputs.shape, inputs.coding, inputs.input_max, inputs.outputs) != (
+        spec.input_shape,
+        spec.coding,
+        spec.input_max,
+        spec.outputs,
+    ):
+        read = f"inputs of shape {list(spec.input_shape)} with {spec.coding} coding"
+        if spec.input_max > 1:
+            read += f" and counts up to {spec.input_max}"
+        raise ConfigError(
+            f"the network reads {read} and has {spec.outputs} outputs, but the data are {inputs}; give the "
+            "data and the classes of the network"
+        )
 
 
 def _own(setting: str, objects: Iterable[Any]) -> dict[str, str]:
