@@ -25,7 +25,7 @@ from stsbp.errors import ConfigError, StsbpError
 from stsbp.training import checkpoint
 from stsbp.training.build import Data, Task, build_task, load_data
 from stsbp.training.loop import Stopped, import_checkpoint, stop_on_signals, train
-from stsbp.training.progress import reporter
+from stsbp.training.progress import choose_reporter
 from stsbp.training.run_folder import RunFolder
 from stsbp_spec.engine.trainer import TrainState
 from stsbp_spec.models.decoders import nearest_sequence
@@ -111,7 +111,7 @@ def compare(config: RunConfig, folds: Sequence[int], out: Path, settings: str) -
             raise ConfigError(f"{folder.path} was begun with other settings; choose another --out")
         saved = checkpoint.load(folder.path, "last") if folder.has_checkpoint else None
         folder.check_writable()
-        show = reporter()
+        show = choose_reporter()
         with folder.lock(), stop_on_signals() as stop:
             if saved is None:
                 folder.write_config(config)
