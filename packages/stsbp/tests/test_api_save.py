@@ -14,36 +14,17 @@ import numpy as np
 import pytest
 import stsbp as package
 from click.testing import Result
+from four_classes import CLASSES, DATA, FRAMES, SETTINGS, SPEC, STEPS, TARGETS, saved, updated
 from stsbp.errors import ConfigError, FileError, StsbpError
 from stsbp.interop.c_source.check import compared, driver, macros, recorded
-from stsbp_spec import AdamW, Batch, NetworkSpec, VanRossum, initial_weights, open_backend
-from stsbp_spec.engine.trainer import Trainer, TrainState
+from stsbp_spec import AdamW, VanRossum, initial_weights, open_backend
 from stsbp_spec.errors import NetworkError, ShapeError
-from stsbp_spec.models.encoders import LabelCode, encode_repeat
 from stsbp_spec.models.neurons import LIF, PLIF
-
-STEPS, CLASSES = 12, 4
-LABELS = np.arange(32) % CLASSES
-FRAMES = (np.random.default_rng(0).random((STEPS, 32, 20)) < (0.05 + 0.1 * LABELS)[:, None]).astype(np.uint8)
-DATA = FRAMES, LABELS
-TARGETS = encode_repeat(LABELS, CLASSES, STEPS, LabelCode("01", "0"))
-SPEC = NetworkSpec.parse("24", input_shape=(20,), outputs=CLASSES, neuron=LIF(tau_m=5, tau_s=3))
-SETTINGS: dict[str, Any] = {"label_pattern": "01", "batch_size": 32, "test": False}
 
 
 @pytest.fixture(scope="module")
 def weights() -> dict[str, Any]:
     return initial_weights(SPEC, seed=0)
-
-
-def saved(*network: Any, **arguments: Any) -> package.Run:
-    return package.save_run(*network, **{"backend": "numpy", "data": DATA, **SETTINGS, **arguments})
-
-
-def updated(trainer: Trainer[Any], state: TrainState[Any], count: int) -> TrainState[Any]:
-    for _ in range(count):
-        state, _ = trainer.step(state, Batch(FRAMES, TARGETS))
-    return state
 
 
 def check_c(run: package.Run, folder: Path, weights: Any) -> None:

@@ -32,7 +32,7 @@ from stsbp_spec.networks.nodes import is_nodes
 from stsbp_spec.validation import shown
 
 from stsbp.datasets.registry import info_of, is_known, named_path, steps_of
-from stsbp.errors import ConfigError, did_you_mean
+from stsbp.errors import NO_WORKING_FOLDER, ConfigError, did_you_mean
 from stsbp.files import MEGABYTE, read_regular
 from stsbp.presets import PRESETS, defaults
 from stsbp.threads import MOST_THREADS
@@ -472,9 +472,7 @@ def _absolute(key: str, value: str) -> str:
         raise ConfigError(f"cannot find {path}: {error}") from error
     except FileNotFoundError as error:
         # Only the working folder itself can be missing here: the path need not exist.
-        raise ConfigError(
-            f"cannot find {path}: the working folder does not exist any more; change to another one"
-        ) from error
+        raise ConfigError(f"cannot find {path}: {NO_WORKING_FOLDER}") from error
     # A relative path can be stored even if the name of the working folder is not valid UTF-8 and cannot.
     return absolute_path if _is_unicode(absolute_path) else value
 

@@ -7,6 +7,7 @@ import re
 from stsbp_spec.errors import StsbpError, did_you_mean, legible, printable
 
 __all__ = [
+    "NO_WORKING_FOLDER",
     "CheckpointError",
     "ConfigError",
     "DataError",
@@ -19,6 +20,8 @@ __all__ = [
 ]
 
 
+NO_WORKING_FOLDER = "the working folder does not exist any more; change to another one"
+"""What every command says whose working folder was removed."""
 _EXHAUSTED = re.compile(r"DefaultCPUAllocator: |CUDA out of memory|\bRESOURCE_EXHAUSTED: ")
 """What torch and XLA say when there is not enough memory. Their errors are no `MemoryError`."""
 

@@ -8,7 +8,6 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-import numpy as np
 from stsbp_spec.engine.backend import AbstractBackend
 from stsbp_spec.engine.trainer import Trainer, TrainState
 from stsbp_spec.errors import ShapeError
@@ -20,13 +19,13 @@ from stsbp_spec.validation import array_of, listed, real, shown
 from stsbp.api.calls import flag, in_python, limited_threads, opened, path_of
 from stsbp.api.progress import ProgressArgument, reporter_for
 from stsbp.api.run import Run, opened_run
-from stsbp.api.settings import OF_THE_NETWORK, check_reads, network_settings, plain_settings
+from stsbp.api.settings import OF_THE_NETWORK, network_settings, plain_settings
 from stsbp.api.state import GivenState, arrays_of, read_state, settings_of_trainer, state_tensors
 from stsbp.config import RunConfig, SettingsSource, absolute, resolve
-from stsbp.datasets.arrays import ARRAYS, GivenData, given_data
+from stsbp.datasets.arrays import ARRAYS, GivenData, given_data, listed_names
 from stsbp.datasets.registry import steps_of
 from stsbp.errors import ConfigError, FileError
-from stsbp.training.build import Data, Inputs, build_network, build_task, load_data, updates_per_epoch
+from stsbp.training.build import Data, Inputs, build_network, build_task, check_reads, load_data, updates_per_epoch
 from stsbp.training.initial import pinned
 from stsbp.training.progress import Reporter
 from stsbp.training.run_folder import RunFolder
@@ -203,12 +202,11 @@ def _check_network(spec: NetworkSpec, config: RunConfig, inputs: Inputs) -> None
 
 def _check_classes(classes: object) -> None:
     """Raise `ConfigError` unless these are None, or names that differ."""
-    is_list = classes.ndim == 1 if isinstance(classes, np.ndarray) else isinstance(classes, Sequence)
-    if classes is not None and (isinstance(classes, str) or not is_list):
+    names = () if classes is None else listed_names(classes)
+    if names is None:
         raise ConfigError(f"classes are the names of the classes, got {shown(classes)}")
-    names = [] if classes is None else list(map(str, classes))  # type: ignore[call-overload]
     if len({*names}) < len(names):
-        raise ConfigError(f"classes: two of the names are equal, got {shown(names)}")
+        raise ConfigError(f"classes: two of the names are equal, got {shown(list(names))}")
 
 
 def _inputs(spec: NetworkSpec, classes: Sequence[str] | None) -> Inputs:

@@ -19,7 +19,6 @@ from stsbp_spec.validation import shown
 
 from stsbp.config import OF_NEURONS, OWN
 from stsbp.errors import ConfigError
-from stsbp.training.build import Inputs
 
 __all__ = ["OF_THE_NETWORK", "loss_settings", "network_settings", "plain_settings"]
 
@@ -80,23 +79,6 @@ def _with_stored_model(node: Node) -> Node:
         return node
     stored = from_text(as_text(node.op.model))
     return replace(node, op=replace(node.op, model=stored))
-
-
-def check_reads(spec: NetworkSpec, inputs: Inputs) -> None:
-    """Raise `ConfigError` unless a network reads the inputs of these data, and has their outputs."""
-    if (inputs.shape, inputs.coding, inputs.input_max, inputs.outputs) != (
-        spec.input_shape,
-        spec.coding,
-        spec.input_max,
-        spec.outputs,
-    ):
-        read = f"inputs of shape {list(spec.input_shape)} with {spec.coding} coding"
-        if spec.input_max > 1:
-            read += f" and counts up to {spec.input_max}"
-        raise ConfigError(
-            f"the network reads {read} and has {spec.outputs} outputs, but the data are {inputs}; give the "
-            "data and the classes of the network"
-        )
 
 
 def _own(setting: str, objects: Iterable[Any]) -> dict[str, str]:

@@ -18,7 +18,7 @@ from stsbp_spec.validation import real, shown
 from stsbp.api.calls import flag, in_python, limited_threads, opened, path_of
 from stsbp.api.progress import ProgressArgument, Stopping, reporter_for
 from stsbp.api.run import Run, opened_run
-from stsbp.api.settings import check_reads, network_settings, plain_settings
+from stsbp.api.settings import network_settings, plain_settings
 from stsbp.config import RunConfig, SettingsSource
 from stsbp.datasets.arrays import ARRAYS, GivenData, given_data
 from stsbp.errors import ConfigError
@@ -65,7 +65,7 @@ def train_network(
             [_call(data, network, settings, preset, plan)],
             _again,
             partial(_stopping, deadline, stopping, plan.config.threads),
-            partial(check_reads, network) if isinstance(network, NetworkSpec) else lambda _inputs: None,
+            network if isinstance(network, NetworkSpec) else None,
         )
         with limited_threads(plan.config.threads), _interrupts(plan, stopping):
             execute(

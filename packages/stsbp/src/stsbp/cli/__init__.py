@@ -301,9 +301,11 @@ def _run() -> Any:
     try:
         os.getcwd()
     except FileNotFoundError:
+        from stsbp.errors import NO_WORKING_FOLDER
+
         # torch ends the process here without an exception, and other libraries name a file of their own.
         with contextlib.suppress(OSError):
-            click.echo("Error: the working folder does not exist any more; change to another one", err=True)
+            click.echo(f"Error: {NO_WORKING_FOLDER}", err=True)
         return 1
     try:
         # `cli.main` returns the code of an early exit, for example after --help, else None.

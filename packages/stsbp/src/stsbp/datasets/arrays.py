@@ -22,7 +22,7 @@ from stsbp.datasets.info import DatasetInfo
 from stsbp.datasets.sequences import SequenceSplit
 from stsbp.errors import DataError, did_you_mean
 
-__all__ = ["ARRAYS", "FORMS", "GivenData", "given_data"]
+__all__ = ["ARRAYS", "FORMS", "GivenData", "given_data", "listed_names"]
 
 FORMS = (
     "(inputs, labels), (inputs, labels, test_inputs, test_labels), or a dict with inputs, labels or targets, and "
@@ -326,12 +326,17 @@ def _lengths(lengths: Any, samples: _Samples, count: int, prefix: str) -> Int64 
     return array.astype(np.int64)
 
 
+def listed_names(classes: Any) -> tuple[str, ...] | None:
+    """Names of classes from a list of any kind or an array with one axis; None: it is neither, for example a text."""
+    is_list = classes.ndim == 1 if isinstance(classes, np.ndarray) else isinstance(classes, Sequence)
+    return tuple(map(str, classes)) if is_list and not isinstance(classes, str) else None
+
+
 def _class_names(classes: Any, parts: Sequence[_Samples]) -> tuple[str, ...]:
     count = 1 + max(int(part.labels.max()) for part in parts if part.labels is not None)
     if classes is None:
         return tuple(map(str, range(count)))
-    is_list = classes.ndim == 1 if isinstance(classes, np.ndarray) else isinstance(classes, Sequence)
-    names = tuple(map(str, classes)) if is_list else ()
-    if isinstance(classes, str) or len(names) < count:
+    names = listed_names(classes)
+    if names is None or len(names) < count:
         raise DataError(f"data: classes must be the names of at least {count} classes, got {shown(classes)}")
     return names

@@ -23,7 +23,7 @@ from types import FrameType
 import click
 from stsbp_spec.distributed.rendezvous import free_port
 
-from stsbp.errors import ConfigError
+from stsbp.errors import NO_WORKING_FOLDER, ConfigError
 from stsbp.interrupts import INTERRUPTED, handled_by
 from stsbp.processes.channel import Channel
 from stsbp.processes.monitor import LOST, Verdict
@@ -156,7 +156,7 @@ def launch(arguments: Sequence[str], size: int, threads: int = 0) -> int:
         os.getcwd()
     except FileNotFoundError as error:
         # The libraries of the started processes would end with messages of their own.
-        raise ConfigError("the working folder does not exist any more; change to another one") from error
+        raise ConfigError(NO_WORKING_FOLDER) from error
     threads_each = threads or max(1, thread_count() // size)
     port = int(master_port) if (master_port := os.environ.get("MASTER_PORT", "")).isdecimal() else free_port()
     children: list[_Child] = []

@@ -57,6 +57,7 @@ __all__ = [
     "build_neuron",
     "build_task",
     "check_patience",
+    "check_reads",
     "check_typed",
     "check_typed_labels",
     "cut_validation",
@@ -572,6 +573,23 @@ def own_flushes(config: RunConfig) -> tuple[str, ...]:
             f"{further_count} more operations of the same kind; stsbp equations names all of them"
         ]
     return tuple(warned)
+
+
+def check_reads(spec: NetworkSpec, inputs: Inputs) -> None:
+    """Raise `ConfigError` unless a network reads the inputs of these data, and has their outputs."""
+    if (inputs.shape, inputs.coding, inputs.input_max, inputs.outputs) != (
+        spec.input_shape,
+        spec.coding,
+        spec.input_max,
+        spec.outputs,
+    ):
+        read = f"inputs of shape {list(spec.input_shape)} with {spec.coding} coding"
+        if spec.input_max > 1:
+            read += f" and counts up to {spec.input_max}"
+        raise ConfigError(
+            f"the network reads {read} and has {spec.outputs} outputs, but the data are {inputs}; give the "
+            "data and the classes of the network"
+        )
 
 
 def build_network(config: RunConfig, inputs: Inputs) -> NetworkSpec:

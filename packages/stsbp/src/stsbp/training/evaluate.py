@@ -6,7 +6,7 @@ import math
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
@@ -48,7 +48,12 @@ class Evaluation:
         """All results as means over the samples, with the tolerance of F1 and the measures of spike times."""
         means = {**self.sums.means(), **(spike_figures(self.followed, self.sums.samples) if self.followed else {})}
         means |= {"tolerance": self.tolerance} if "f1" in means else {}
-        return means | ({} if self.timing is None else {"measures": self.timing.record()})
+        return means | ({} if self.measures is None else {"measures": self.measures})
+
+    @cached_property
+    def measures(self) -> dict[str, Any] | None:
+        """The measures of spike times as JSON values. None for a readout, or if they were not asked for."""
+        return None if self.timing is None else self.timing.record()
 
     def record(self, split: str) -> dict[str, Any]:
         """The results as a line of metrics."""

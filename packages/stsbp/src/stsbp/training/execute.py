@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from stsbp_spec.engine.backend import AbstractBackend
+from stsbp_spec.networks.spec import NetworkSpec
 
 from stsbp.config import RunConfig, SettingsSource
 from stsbp.datasets import DatasetInfo
@@ -19,7 +20,7 @@ from stsbp.errors import FileError
 from stsbp.processes.group import Group
 from stsbp.training import checkpoint
 from stsbp.training.blank import warn_of_blank
-from stsbp.training.build import Data, Inputs, Task, build_task, check_typed_labels, load_data, own_flushes
+from stsbp.training.build import Data, Task, build_task, check_reads, check_typed_labels, load_data, own_flushes
 from stsbp.training.checkpoint import Checkpoint
 from stsbp.training.loop import Outcome, StopRequest, first_state, is_over, resumed, train, why_early
 from stsbp.training.optimizer import describe_frozen
@@ -39,13 +40,13 @@ class Caller:
         command: how the run was started, for its records.
         again: returns the command that continues the run in a folder.
         stopping: makes the context in which a stop can be requested.
-        check: raises an error if the data are not those of a network that was given as an object.
+        network: the network, if it was given as an object: the data must be those that it reads.
     """
 
     command: Sequence[str]
     again: Callable[[RunFolder], str]
     stopping: Callable[[], AbstractContextManager[StopRequest]]
-    check: Callable[[Inputs], None] = lambda _inputs: None
+    network: NetworkSpec | None = None
 
 
 def execute(
@@ -83,7 +84,8 @@ def execute(
             reporter.note(note)
         if not plan.goes_on:
             check_typed_labels(config, data.inputs, sources[-1].values)
-        caller.check(data.inputs)
+        if caller.network is not None:
+            check_reads(caller.network, data.inputs)
         task = build_task(config, data.inputs, backend, len(data.train), group)
         if frozen := describe_frozen(task.network, task.trainer.frozen):
             reporter.note(frozen)

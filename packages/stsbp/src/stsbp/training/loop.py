@@ -902,7 +902,7 @@ def import_checkpoint(task: Task, saved: Checkpoint, folder: RunFolder) -> Train
 
 def _by_chance(evaluation: Evaluation, measure: str) -> str:
     """The chance level of F1, without which its value says little; nothing for accuracies."""
-    if measure != "f1" or evaluation.timing is None:
+    if measure != "f1" or evaluation.measures is None:
         return ""
-    share = chance_f1(evaluation.timing.record())
+    share = chance_f1(evaluation.measures)
     return "" if share is None else f" (by chance {share:.2%})"
