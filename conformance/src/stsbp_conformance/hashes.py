@@ -1,6 +1,6 @@
 """SHA-256 of results, which must not change when the code that computes them changes. They are equal on all backends.
 
-    python -m stsbp_conformance.hashes numpy torch=cpu torch=cpu:eager jax cupy=host            checks the stored file
+    python -m stsbp_conformance.hashes numpy torch=cpu torch=cpu:eager cpu jax cupy=host        checks the stored file
     python -m stsbp_conformance.hashes numpy torch=cpu --write conformance/src/stsbp_conformance/hashes.json
 
 The suite compares a backend with the current numpy reference. These hashes (`hashes.json`) compare all of them,

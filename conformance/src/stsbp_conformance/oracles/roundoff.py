@@ -234,11 +234,8 @@ def _by_expression(surrogate: Surrogate, x: Near) -> Near:
     """`h(x)` of any surrogate, operation by operation. The analyses by hand are tighter: they know bounds of `h`."""
     recurrence = surrogate_equation(surrogate)
     variables = {**{name: _constant(value) for name, value in surrogate.constants().items()}, "x": x}
-    never = np.zeros(x.value.shape, bool)
-    node_values: dict[int, Any] = {}
-    for node in ordered(recurrence.roots):
-        node_values[id(node)] = _value(node, [node_values[id(a)] for a in node.args], variables, never)
-    h: Near = node_values[id(recurrence.outputs["h"])]
+    fired = np.zeros(x.value.shape, bool)  # no surrogate reads the spikes
+    h: Near = _node_values(ordered(recurrence.roots), variables, fired)[id(recurrence.outputs["h"])]
     return h
 
 
@@ -412,15 +409,21 @@ def _run(
             **{name: inputs[name][t % len(inputs[name].value)] for name in recurrence.inputs},
             **states,
         }
-        node_values: dict[int, Any] = {}
-        for x in nodes:
-            node_values[id(x)] = _value(x, [node_values[id(a)] for a in x.args], variables, spikes[t] != 0)
+        node_values = _node_values(nodes, variables, spikes[t] != 0)
         states = {name: node_values[id(x)] for name, x in recurrence.states.items()}
         for name, step_outputs in steps.items():
             step_outputs.append(node_values[id(recurrence.outputs[name])])
     return {
         name: _stack(step_outputs[::-1] if recurrence.reverse else step_outputs) for name, step_outputs in steps.items()
     }
+
+
+def _node_values(nodes: Sequence[Expr], variables: Mapping[str, Near], fired: AnyArray) -> dict[int, Any]:
+    """The values of expressions by their identity. Operands come before the expressions that read them."""
+    node_values: dict[int, Any] = {}
+    for x in nodes:
+        node_values[id(x)] = _value(x, [node_values[id(a)] for a in x.args], variables, fired)
+    return node_values
 
 
 def _value(x: Expr, a: Sequence[Any], variables: Mapping[str, Near], fired: AnyArray) -> Any:

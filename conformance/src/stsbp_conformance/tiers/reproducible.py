@@ -19,7 +19,7 @@ from stsbp_spec.typing import Memory
 from stsbp_conformance import reference
 from stsbp_conformance.cases import NetworkCase, cifar10
 from stsbp_conformance.check import Check, Compared, Verdict
-from stsbp_conformance.tiers import bits
+from stsbp_conformance.tiers import bits, elementwise
 
 __all__ = ["CHECKS", "OPTIMIZER", "OTHER_OPTIMIZERS", "SATURATED", "SMALL", "TRAINED"]
 
@@ -48,6 +48,7 @@ def _small(surrogate: Surrogate, tau: float) -> NetworkCase:
 SMALL = (
     *(_small(s, tau) for s, tau in ((FastSigmoid(), 3.0), (Triangle(0.7), 5.0), (Rectangle(0.8), 3.0))),
     bits.DIRECT,
+    *(_small(surrogate, 5.0) for surrogate in elementwise.LATER),
 )
 # Every second sample is silent. In the others, potentials of the first layer are thousands of thresholds, where the
 # surrogate derivative is tiny. Errors then cover more bits than the grid has, and the grid sets two in five to zero.
@@ -72,7 +73,7 @@ CIFAR10 = NetworkCase(
 )
 
 
-TRAINED = tuple(zip(SMALL, (*LOSSES, "van-rossum"), strict=True))
+TRAINED = tuple(zip(SMALL, (*LOSSES, *("van-rossum",) * (len(SMALL) - len(LOSSES))), strict=True))
 """Cases and losses for the comparison of updates: each loss at least once, each case once."""
 
 
