@@ -129,7 +129,7 @@ def _write(
     samples = None if loaded is None else len(loaded.train)
     if samples is not None and trained.optimizer is not None:
         config = _scheduled(config, trained.optimizer, updates_per_epoch(config, samples), typed)
-    epochs = epochs_of(trained.step, samples, config.batch_size)
+    epochs = epochs_of(trained.step, samples, config)
     if epochs > config.epochs:
         config = config.model_copy(update={"epochs": epochs})
     task = build_task(config, inputs, engine, samples or 1)

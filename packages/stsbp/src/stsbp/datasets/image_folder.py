@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import io
-import itertools
 import re
 import warnings
 import zlib
@@ -317,14 +316,9 @@ def _not_read(root: Path, classes: Sequence[str]) -> tuple[str, ...]:
 
 def _beside_train(root: Path) -> tuple[str, ...]:
     """A note of the folders with images beside `root/train` and `root/test`; none if there are none."""
-    names = sorted(
-        folder.name
-        for folder in root.iterdir()
-        if folder.is_dir()
-        and not folder.name.startswith(".")
-        and folder.name not in ("train", "test")
-        and any(map(_is_image, itertools.chain(folder.glob("*"), folder.glob("*/*"))))
-    )
+    folders = (path for path in root.iterdir() if path.is_dir() and not path.name.startswith("."))
+    of_classes = {folder.name for folder in folders if class_folders(folder)}
+    names = sorted({*of_classes, *class_folders(root)} - {"train", "test"})
     rule = f"the samples are those in {root / 'train'}, and the test samples those in {root / 'test'} if it exists"
     return (f"left out of {root}: folders with images: {listed(names)}; {rule}",) if names else ()
 

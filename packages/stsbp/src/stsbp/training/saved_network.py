@@ -8,10 +8,11 @@ from typing import Any
 from stsbp_spec.engine.trainer import TrainState
 from stsbp_spec.typing import AnyArray
 
+from stsbp.config import RunConfig
 from stsbp.errors import ConfigError
 from stsbp.training import checkpoint
 from stsbp.training.blank import warn_of_blank
-from stsbp.training.build import Data, Task, own_flushes
+from stsbp.training.build import Data, Task, own_flushes, updates_per_epoch
 from stsbp.training.evaluate import Evaluation, evaluate
 from stsbp.training.loop import check_state, identity_of
 from stsbp.training.metrics import MetricsFile, Sums
@@ -22,26 +23,26 @@ from stsbp.training.timing import Measuring
 __all__ = ["epochs_of", "write_network"]
 
 
-def epochs_of(step: int, samples: int | None, batch_size: int) -> int:
+def epochs_of(step: int, samples: int | None, config: RunConfig) -> int:
     """Number of epochs that `step` updates are. A run continues only at the beginning of an epoch.
 
     Args:
         step: number of updates.
         samples: number of training samples; None: not known.
-        batch_size: number of samples of an update.
+        config: settings, with the number of samples of an update.
 
     Raises:
         ConfigError: these are not whole epochs.
     """
     if step == 0 or samples is None:
         return 0
-    per_epoch = -(-samples // batch_size)
+    per_epoch = updates_per_epoch(config, samples)
     epochs, remaining_updates = divmod(step, per_epoch)
     if remaining_updates:
         raise ConfigError(
             f"the state has {step} updates, but an epoch of {samples} training samples has {per_epoch} with batch_size="
-            f"{batch_size}, and a run continues only at the beginning of an epoch; give the batch_size and the data of "
-            "your loop, or save the weights without the state"
+            f"{config.batch_size}, and a run continues only at the beginning of an epoch; give the batch_size and the "
+            "data of your loop, or save the weights without the state"
         )
     return epochs
 
@@ -76,7 +77,7 @@ def write_network(
     check_state(task.network, tensors)
     state = task.trainer.import_state(dict(tensors))
     step, config = int(tensors["step"]), task.config
-    epoch = epochs_of(step, None if data is None else len(data.train), config.batch_size)
+    epoch = epochs_of(step, None if data is None else len(data.train), config)
     position = {"step": step, "epoch": epoch}
     entries: list[dict[str, Any]] = [
         {"kind": "history", "number": number, **position, "history": dict(figures)}
