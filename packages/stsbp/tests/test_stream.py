@@ -480,6 +480,18 @@ def test_a_recording_is_streamed_as_it_is_predicted(
                 lines_of(stsbp("predict", folder, "--stream", f"{name}.txt", "--json"))[-1]["distances"]
                 == (expected["distances"])
             )
+    # The clock of a camera need not start at 0.
+    late = drawn(10, 900, 4 * BIN_US)
+    late[:, 0] += 50 * BIN_US
+    (tmp_path / "late.bin").write_bytes(recorded(late))
+    *_, end_line = lines_of(stsbp("predict", folder, "--stream", "late.bin", "--from-first", "--json"))
+    first = late - [late[0, 0], 0, 0, 0]
+    (tmp_path / "first.bin").write_bytes(recorded(first))
+    (expected,) = lines_of(stsbp("predict", folder, "first.bin", "--json"))
+    assert end_line["distances"] == expected["distances"]
+    assert end_line["steps"] == (4 if words == ("--own-lengths",) else 6)
+    for arguments in (("late.bin",), ("--stream", "late.bin")):
+        assert "late.bin: it has no events in the window of" in stsbp("predict", folder, *arguments).stderr
     refused(stsbp("predict", folder, "--stream", "short.bin", "--clock"), "a recording contains its own times")
     refused(stsbp("predict", folder, "--stream", "no.bin"), "cannot read no.bin: No such file")
 

@@ -17,6 +17,7 @@ from stsbp_spec.distributed.launcher import rendezvous_from_environment
 from stsbp_spec.engine.backend import AbstractBackend
 from stsbp_spec.errors import BackendError
 from stsbp_spec.models.decoders import equally_near
+from stsbp_spec.models.encoders import EventBinning
 from stsbp_spec.registry import default_backend, load_backend, open_backend
 from stsbp_spec.typing import Float64
 from stsbp_spec.validation import shown
@@ -38,6 +39,7 @@ __all__ = [
     "deadline_in",
     "limit_threads",
     "meeting",
+    "no_events",
     "parse_shape",
     "processes",
     "program",
@@ -64,6 +66,12 @@ def say(text: str, *, nl: bool = True, err: bool = False) -> None:
 def say_warning(text: str) -> None:
     """Print a warning, like those of a training run."""
     say(f"warning: {text}", err=True)
+
+
+def no_events(binning: EventBinning) -> str:
+    """What is wrong with a recording without an event in the window."""
+    window = "" if binning.window_us is None else f" in the window of {binning.window_us / 1000:g} ms"
+    return f"it has no events{window}, so the answer of the network says nothing; check the unit of its times"
 
 
 def say_distances(names: Iterable[str], distances: Float64) -> None:

@@ -25,6 +25,7 @@ from stsbp.cli.common import (
     checkpoint_option,
     choose_backend,
     limit_threads,
+    no_events,
     say,
     say_distances,
     say_warning,
@@ -180,6 +181,9 @@ def command(
     trained = load_trained(folder, checkpoint, choose_backend(options), warn=say_warning)
     inputs = trained.task.inputs
     arrays = read_inputs(files, inputs, config.binning, config.dataset, config.own_lengths)
+    for path, array in zip(files, arrays, strict=True):
+        if path.suffix.lower() == ".bin" and not array.any():
+            say_warning(f"{path}: {no_events(config.binning)}")
     samples = [
         _InputSample({"file": str(path)}, str(path), x, _label(path, inputs.classes))
         for path, x in zip(files, arrays, strict=True)

@@ -16,7 +16,7 @@ import numpy as np
 from stsbp_spec.models.encoders import EventBinning
 from stsbp_spec.typing import AnyArray
 
-from stsbp.cli.common import say, say_distances
+from stsbp.cli.common import no_events, say, say_distances, say_warning
 from stsbp.cli.event_lines import Event, EventLines
 from stsbp.cli.event_sources import EventSource, Pipe, RecordingSource, Stop
 from stsbp.datasets.registry import info_of, is_known
@@ -378,7 +378,10 @@ def stream_events(run: Trained, options: StreamOptions) -> int:
         if Path(options.source).suffix.lower() == ".bin":
             _check_recording(options, unit, camera=camera)
             source = RecordingSource(options.source)
-            limit = min_steps = options.steps or (binning.length(source.times) if config.own_lengths else config.steps)
+            times = source.times - source.times[0] if options.from_first and len(source.times) else source.times
+            if not binning.contains(times).any():
+                say_warning(f"{options.source}: {no_events(binning)}, or count time --from-first")
+            limit = min_steps = options.steps or (binning.length(times) if config.own_lengths else config.steps)
         else:
             name = "standard input" if options.source == "-" else options.source
             sizes = {"x": binning.width, "y": binning.height, "p": 2} if camera else {"n": binning.width}

@@ -88,9 +88,15 @@ class EventBinning:
         if self.window_us is None:
             return self.steps
         since_start = t.astype(np.int64) - self.start_us
+        return int(since_start[self.contains(t)].max(initial=0)) * self.steps // self.window_us + 1
+
+    def contains(self, t: AnyArray) -> AnyArray:
+        """Which events of a recording lie in the window, bool `[n]`. Without a fixed window, all do."""
+        if self.window_us is None:
+            return np.ones(len(t), dtype=bool)
+        since_start = t.astype(np.int64) - self.start_us
         end = self.window_us if not self.first_saccade else min(self.window_us, self.saccade_us - self.start_us)
-        times_inside = since_start[(since_start >= 0) & (since_start < end)]
-        return int(times_inside.max(initial=0)) * self.steps // self.window_us + 1
+        return (since_start >= 0) & (since_start < end)
 
     def frames(self, x: AnyArray, y: AnyArray, p: AnyArray, t: AnyArray) -> UInt8:
         """Frames `[T, C, H, W]` of one recording. The events are given as in `bin_events`."""
