@@ -246,7 +246,7 @@ def test_a_data_set_as_an_object_is_that_of_its_name(tmp_path: Path) -> None:
         for name, data, more in cases
     ]
     assert runs[0].info["contents"] == runs[1].info["contents"]
-    with pytest.raises(StsbpError, match="the arrays have 7 steps, not 3: leave steps out"):
+    with pytest.raises(StsbpError, match="the arrays have 7 steps, not 3: leave steps out of a new run"):
         package.train((SPIKES, LABELS), steps=3, backend="numpy", progress=False, out=tmp_path / "x")
 
 

@@ -36,6 +36,67 @@ def test_another_order_or_form_is_refused_with_a_remedy(data: Any, message: str)
         given_data(data)
 
 
+LONG, TARGETS = np.zeros((9, 6, 5), bool), np.zeros((9, 6, 3), bool)
+"""Nine steps of six samples, or nine samples of six steps."""
+ASKED = r"data have 6 samples of 9 steps if the first axis .* is time.*give steps=9.*np\.swapaxes\(x, 0, 1\)"
+
+
+@pytest.mark.parametrize(
+    "data",
+    [(LONG, TARGETS), (LONG, TARGETS, LONG, TARGETS), (LONG[..., None, None], TARGETS)],
+    ids=["rasters", "test samples of the same number", "frames"],
+)
+def test_rasters_that_may_have_samples_first_are_asked_about(data: Any, tmp_path: Path) -> None:
+    network = NetworkSpec.parse("4", input_shape=data[0].shape[2:], outputs=3)
+    weights = initial_weights(network, seed=0)
+    settings: dict[str, Any] = {"epochs": 1, "backend": "numpy", "progress": False}
+    asked: list[dict[str, Any]] = [{}, {"steps": 6}, {"config": {"steps": 6}}]
+    for given in asked:
+        with pytest.raises(DataError, match=ASKED):
+            package.train(data, "4", out=tmp_path / "t", **given, **settings)
+    with pytest.raises(DataError, match=ASKED):
+        package.save_run(network, tmp_path / "s", weights=weights, data=data, backend="numpy")
+    assert not (tmp_path / "t").exists()
+    assert not (tmp_path / "s").exists()
+    saved = package.save_run(network, tmp_path / "s", weights=weights, data=data, steps=9, backend="numpy")
+    assert saved.evaluate(data)["samples"] == 6
+    with pytest.raises(DataError, match=r"have 6 steps, not 9.*if their first axis is the samples, .*np\.swapaxes"):
+        saved.evaluate([np.swapaxes(x, 0, 1) for x in data])
+    confirmed: list[dict[str, Any]] = [{"steps": 9}, {"config": {"steps": 9}}]
+    for number, given in enumerate(confirmed):
+        assert package.train(data, "4", out=tmp_path / f"t{number}", **given, **settings).settings.steps == 9
+    # The run that is continued knows its steps.
+    assert package.train(data, resume=tmp_path / "t0", epochs=2, progress=False, backend="numpy").finished
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        {"inputs": LONG, "labels": LABELS},
+        {"inputs": LONG, "targets": TARGETS, "lengths": np.full(6, 9)},
+        (LONG, TARGETS, LONG[:, :4], TARGETS[:, :4]),
+        (np.swapaxes(LONG, 0, 1), np.swapaxes(TARGETS, 0, 1)),
+    ],
+    ids=["labels", "lengths", "test samples", "fewer steps than samples"],
+)
+def test_rasters_whose_samples_are_confirmed_are_not_asked_about(data: Any) -> None:
+    given_data(data).check_axes([None])
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        ((LONG, TARGETS, LONG[:4], TARGETS[:4]), r"those of the test samples 4; the first axis .*np\.swapaxes"),
+        ({"inputs": LONG, "targets": TARGETS, "lengths": np.full(9, 6)}, r"got int64 \[9\]; they fit .*np\.swapaxes"),
+        ({"inputs": IMAGES, "labels": LABELS, "lengths": np.full(6, 9)}, "are images, which have none; leave lengths"),
+    ],
+    ids=["test samples", "lengths", "lengths of images"],
+)
+def test_what_tells_samples_from_steps_is_named(data: Any, message: str) -> None:
+    with pytest.raises(DataError, match=message):
+        given_data(data)
+
+
 def test_an_array_of_names_is_a_list_of_names() -> None:
     given = given_data({"inputs": IMAGES, "labels": LABELS, "classes": np.array(["a", "b", "c"])})
     assert given.info.name == "arrays"

@@ -177,6 +177,8 @@ def _config(trained: _TrainedNetwork, data: Any, given: GivenData | None, typed:
     determined = None if given is None else given.steps
     if isinstance(data, str):
         determined = steps_of(data, str(typed.get("data_dir", "")))
+    if given is not None:
+        given.check_axes([values.get("steps")])
     if determined is not None:
         values.setdefault("steps", determined)
     if "steps" not in values:

@@ -60,6 +60,8 @@ def train_network(
             raise ConfigError("no data set is named; give one, for example stsbp.train('digits')")
         deadline = _deadline(stop_after)
         plan = plan_run(sources, path, again, overwrite, allow_imports=allow_imports)
+        if given is not None and not (again is not None and plan.folder.is_run):
+            given.check_axes([settings.get("steps"), *(source.values.get("steps") for source in sources[:-1])])
         engine, stopping = opened(backend, device), Stopping()
         caller = Caller(
             [_call(data, network, settings, preset, plan)],

@@ -3,12 +3,15 @@
 Inputs have the axes of `Run.predict`: images `[n, C, H, W]` or `[n, N]`, frames `[T, n, C, H, W]`, spike trains
 `[T, n, N]`. Answers are classes `[n]`, or target spike trains `[T, n, N]`. A run that was trained on arrays has the
 data set `arrays` in its settings. No file has its samples, so only a program that has the arrays can continue it.
+
+If inputs and targets are rasters, and nothing else tells samples from steps, the axes may be those of files,
+`[n, T, N]`: the user is then asked, as for files (`stsbp.datasets.sequences`).
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -19,7 +22,7 @@ from stsbp_spec.validation import array_of, listed, shown
 
 from stsbp.datasets.base import MOST_CLASSES, Dataset, FrameSplit, Request, Split, cut_test
 from stsbp.datasets.info import DatasetInfo
-from stsbp.datasets.sequences import SequenceSplit
+from stsbp.datasets.sequences import SequenceSplit, axis_order_error, may_be_swapped
 from stsbp.errors import DataError, did_you_mean
 
 __all__ = ["ARRAYS", "FORMS", "GivenData", "given_data", "listed_names"]
@@ -32,6 +35,7 @@ _TEST = "test_"
 _OF_SAMPLES = ("inputs", "labels", "targets", "lengths")
 _KEYS = (*_OF_SAMPLES, *(_TEST + name for name in _OF_SAMPLES), "classes")
 _TEST_SHARE = 0.2
+_SWAP = "swap the first two axes, np.swapaxes(x, 0, 1)"
 
 
 def _refuse(request: Request) -> Dataset:
@@ -60,11 +64,25 @@ class GivenData:
         info: loads it, with the settings of a run.
         coding: `direct` for images, `events` for frames and spike trains.
         steps: number of steps of the arrays; None: images with classes, for which the settings decide.
+        unconfirmed_samples: number of samples of rasters with target rasters, if nothing but the order of their axes
+            tells samples from steps; None: something does.
     """
 
     info: DatasetInfo
     coding: Coding
     steps: int | None
+    unconfirmed_samples: int | None = None
+
+    def check_axes(self, known_steps: Collection[object]) -> None:
+        """Check that the first axis of rasters is time, unless one of `known_steps`, which were given, confirms it.
+
+        Raises:
+            DataError: it may be the axis of the samples.
+        """
+        samples, steps = self.unconfirmed_samples, self.steps
+        if samples is None or steps is None or steps in known_steps or not may_be_swapped(samples, steps):
+            return
+        raise axis_order_error("data have", samples, steps, "time", f"the samples, {_SWAP}")
 
 
 class _Images:
@@ -125,6 +143,17 @@ class _Samples:
         return None if self.targets is None else len(self.targets)
 
     @property
+    def count(self) -> int:
+        """Number of samples."""
+        return int(self.inputs.shape[0 if self.coding == "direct" else 1])
+
+    @property
+    def unconfirmed(self) -> int | None:
+        """The number of samples if only the order of axes tells them from steps, else None."""
+        told = self.coding == "direct" or self.labels is not None or self.lengths is not None
+        return None if told else self.count
+
+    @property
     def answers(self) -> str:
         """What the samples are answered with, for a message."""
         return "classes" if self.targets is None else f"target spike trains of {self.targets.shape[2]} neurons"
@@ -163,9 +192,11 @@ def given_data(data: Any, classes: Sequence[str] | None = None, input_max: int |
     test = _samples(arrays, _TEST) if any(name.startswith(_TEST) for name in arrays) else None
     for what in ("coding", "shape", "steps", "answers"):
         if test is not None and getattr(test, what) != getattr(train, what):
+            swapped = what == "steps" and train.unconfirmed == test.unconfirmed is not None
+            hint = f"; the first axis of all arrays must be time: {_SWAP}" if swapped else ""
             raise DataError(
                 f"data: the {what} of the training samples are {getattr(train, what)}, but those of the test samples "
-                f"{getattr(test, what)}"
+                f"{getattr(test, what)}{hint}"
             )
     parts = [train, *([] if test is None else [test])]
     names = () if train.targets is not None else _class_names(arrays.get("classes", classes), parts)
@@ -176,7 +207,7 @@ def given_data(data: Any, classes: Sequence[str] | None = None, input_max: int |
 
     def load(request: Request) -> Dataset:
         if train.steps not in (None, request.binning.steps):
-            raise DataError(f"the arrays have {train.steps} steps, not {request.binning.steps}: leave steps out")
+            raise _wrong_steps_error(train, request.binning.steps)
         splits = [part.split(binary=largest == 1) for part in parts]
         neurons = 0 if train.targets is None else train.targets.shape[2]
         shape = tuple(map(int, train.shape))
@@ -184,7 +215,17 @@ def given_data(data: Any, classes: Sequence[str] | None = None, input_max: int |
         dataset = Dataset(ARRAYS.name, train.coding, shape, names, some, some, neurons=neurons, input_max=largest)
         return _cut(dataset, splits[0], splits[1] if test is not None else None, request)
 
-    return GivenData(replace(ARRAYS, coding=train.coding, load=load), train.coding, train.steps)
+    # Test samples of the same T and of another number confirm which axis is time.
+    unconfirmed = train.unconfirmed if test is None or test.unconfirmed == train.unconfirmed else None
+    return GivenData(replace(ARRAYS, coding=train.coding, load=load), train.coding, train.steps, unconfirmed)
+
+
+def _wrong_steps_error(samples: _Samples, requested_steps: int) -> DataError:
+    hint = f", or if their first axis is the samples, {_SWAP}" if samples.unconfirmed == requested_steps else ""
+    return DataError(
+        f"the arrays have {samples.steps} steps, not {requested_steps}: leave steps out of a new run, or give arrays "
+        f"of {requested_steps} steps{hint}"
+    )
 
 
 def _of_dataset(dataset: Dataset) -> GivenData:
@@ -278,8 +319,7 @@ def _samples(arrays: Mapping[str, Any], prefix: str) -> _Samples:
             raise DataError(f"data: {prefix}targets must be [T, n, N], got {list(targets.shape)}")
     samples = _Samples(inputs, labels, targets, None)
     _check_axes(samples, prefix)
-    count = len(labels) if labels is not None else samples.inputs.shape[1 if samples.coding == "events" else 0]
-    return replace(samples, lengths=_lengths(named.get("lengths"), samples, count, prefix))
+    return replace(samples, lengths=_lengths(named.get("lengths"), samples, prefix))
 
 
 def _check_axes(samples: _Samples, prefix: str) -> None:
@@ -296,13 +336,13 @@ def _check_axes(samples: _Samples, prefix: str) -> None:
     if targets is not None and targets.shape[0] == inputs.shape[axis] != targets.shape[1]:
         raise DataError(
             f"data: {prefix}targets must be [T, n, N], but the first axis of {list(targets.shape)} is that of the "
-            f"{inputs.shape[axis]} samples; swap the first two axes, np.swapaxes(x, 0, 1)"
+            f"{inputs.shape[axis]} samples; {_SWAP}"
         )
     count = len(labels) if labels is not None else targets.shape[1]  # type: ignore[union-attr]
     if inputs.shape[axis] != count:
         hint = ""
         if inputs.ndim in (3, 5) and inputs.shape[0] == count:
-            hint = "; if these are spikes, swap the first two axes, np.swapaxes(x, 0, 1)"
+            hint = f"; if these are spikes, {_SWAP}"
             hint += "; if these are images [n, H, W], add the axis of channels, x[:, None]" if inputs.ndim == 3 else ""
         raise DataError(
             f"data: {prefix}inputs must be {forms}; {count} samples have answers, but the inputs are "
@@ -312,14 +352,21 @@ def _check_axes(samples: _Samples, prefix: str) -> None:
         raise DataError(f"data: {prefix}inputs have {len(inputs)} steps, but {prefix}targets {len(targets)}")
 
 
-def _lengths(lengths: Any, samples: _Samples, count: int, prefix: str) -> Int64 | None:
+def _lengths(lengths: Any, samples: _Samples, prefix: str) -> Int64 | None:
     if lengths is None:
         return None
-    array = _array(f"{prefix}lengths", lengths)
-    if samples.coding == "direct" or array.shape != (count,) or array.dtype.kind not in "iu":
+    if samples.coding == "direct":
         raise DataError(
-            f"data: {prefix}lengths are the numbers of steps of frames or spike trains, integers [{count}], got "
-            f"{array.dtype} {list(array.shape)}"
+            f"data: {prefix}lengths are the numbers of steps of frames or spike trains, but {prefix}inputs "
+            f"{list(samples.inputs.shape)} are images, which have none; leave {prefix}lengths out"
+        )
+    array = _array(f"{prefix}lengths", lengths)
+    if array.shape != (samples.count,) or array.dtype.kind not in "iu":
+        swapped = samples.unconfirmed is not None and array.shape == (samples.steps,)
+        hint = f"; they fit samples in the first axis, which must be time: {_SWAP} of inputs and targets"
+        raise DataError(
+            f"data: {prefix}lengths are the numbers of steps of frames or spike trains, integers [{samples.count}], "
+            f"got {array.dtype} {list(array.shape)}{hint if swapped else ''}"
         )
     if not 1 <= array.min() <= array.max() <= len(samples.inputs):
         raise DataError(f"data: {prefix}lengths must be from 1 to the {len(samples.inputs)} steps of the inputs")

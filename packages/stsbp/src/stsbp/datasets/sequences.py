@@ -21,7 +21,16 @@ from stsbp.datasets.info import DatasetInfo
 from stsbp.datasets.npz import class_labels, read_arrays, read_shapes, split_train_test
 from stsbp.errors import DataError
 
-__all__ = ["SEQUENCES", "SequenceSplit", "Sequences", "load", "read_sequences", "steps_of"]
+__all__ = [
+    "SEQUENCES",
+    "SequenceSplit",
+    "Sequences",
+    "axis_order_error",
+    "load",
+    "may_be_swapped",
+    "read_sequences",
+    "steps_of",
+]  # fmt: skip
 
 _SWAP = "swap the first two axes of its rasters, np.swapaxes(x, 0, 1)"
 _TIME_LAST = "; time seems to be the last axis, and must be the second: swap the two axes, np.swapaxes(x, 1, 2)"
@@ -184,7 +193,13 @@ def _may_be_time_first(shape_by_name: Mapping[str, Shape], requested_steps: int 
     n, steps = shape_by_name["inputs"][:2]
     if shape_by_name.get("targets", (n, steps))[:2] != (n, steps):
         return False
-    return not {"labels", "split", "lengths"} & {*shape_by_name} and (n < steps or n == requested_steps)
+    return not {"labels", "split", "lengths"} & {*shape_by_name} and may_be_swapped(n, steps, requested_steps)
+
+
+def may_be_swapped(samples: int, steps: int, requested_steps: int | None = None) -> bool:
+    """Whether the axes of samples and of time may be confused in rasters of which no other array confirms the number of
+    samples: there are more steps than samples, or as many samples as steps that were asked for."""
+    return samples < steps or samples == requested_steps
 
 
 def steps_of(path: Path) -> int | None:
@@ -206,10 +221,21 @@ def steps_of(path: Path) -> int | None:
 
 
 def _axis_order_error(path: Path, shape: Shape) -> DataError:
-    n, steps = shape[:2]
+    return axis_order_error(f"{path} has", shape[0], shape[1], "the samples", f"time, {_SWAP}")
+
+
+def axis_order_error(owner: str, samples: int, steps: int, first: str, otherwise: str) -> DataError:
+    """The error for rasters whose axes of samples and of time may be confused.
+
+    Args:
+        owner: beginning of the sentence, for example `FILE has`.
+        samples, steps: their numbers, if the first axis is what it must be.
+        first: what the first axis must be.
+        otherwise: the other axis, and what to do if it is the first.
+    """
     return DataError(
-        f"{path} has {n} samples of {steps} steps if the first axis of its rasters is the samples, as it must be. If "
-        f"this is so, give --steps {steps}. If the first axis is time, {_SWAP}"
+        f"{owner} {samples} samples of {steps} steps if the first axis of its rasters is {first}, as it must be. If "
+        f"this is so, give --steps {steps}. If the first axis is {otherwise}"
     )
 
 
