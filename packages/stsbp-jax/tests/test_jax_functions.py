@@ -409,6 +409,8 @@ def test_inputs_of_another_shape_and_unknown_precisions_are_refused() -> None:
     for bad in (x[:, :0], x[:0], x[0], x[..., 1:]):
         with pytest.raises(ShapeError, match=r"\[T, B, ...\] without empty axes"):
             apply(network, weights, bad, STEPS)
+    with pytest.raises(ShapeError, match=r'if these are images, .* only a network with coding="direct" reads them'):
+        apply(network, weights, x[0], STEPS)
     with pytest.raises(SpecError, match="precision is 'fast' or 'reproducible', got 'exact'"):
         apply(network, weights, x, STEPS, precision="exact")  # type: ignore[arg-type]
 

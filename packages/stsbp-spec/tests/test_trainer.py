@@ -313,6 +313,8 @@ def test_a_state_that_no_update_leaves_is_refused(name: str, value: Any, error: 
         (lambda b: Batch(b.inputs.tolist(), b.targets), "inputs must be a numpy array, got list"),
         (lambda b: Batch(b.inputs, b.targets.tolist()), "targets must be a numpy array, got list"),
         (lambda b: Batch(b.inputs[:, :, :1], b.targets), r"must be \[T, B, \.\.\.\], \.\.\. = \(2, 8, 8\), got"),
+        (lambda b: Batch(b.inputs[0], b.targets), r'if these are images, .* only a network with coding="direct" reads'),
+        (lambda b: Batch(b.inputs[0, 0], b.targets), "the axes of time and samples are missing"),
         (lambda b: Batch(b.inputs[:5], b.targets), "inputs have 5 steps, expected 10$"),
         (
             lambda b: Batch(b.inputs.swapaxes(0, 1), b.targets),

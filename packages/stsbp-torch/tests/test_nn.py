@@ -381,7 +381,11 @@ def test_steps_that_are_not_those_of_the_input_are_refused(steps: int) -> None:
     s = torch.ones(5, 2, 6)
     for module in (LIF(), SpikingLinear(6, 4), Network(NetworkSpec.parse("4", input_shape=(6,), outputs=3))):
         assert torch.equal(module(s, steps=5), module(s))
-        with pytest.raises(ShapeError, match="steps must be 5, as in the input"):
+        whole = isinstance(module, Network)
+        expected = (
+            f"have 5 steps, but steps is {steps}; leave steps out" if whole else "steps must be 5, as in the input"
+        )
+        with pytest.raises(ShapeError, match=expected):
             module(s, steps=steps)
     if steps > 0 and isinstance(steps, int):
         assert LIF()(s[:1], steps=steps).shape == (steps, 2, 6)
@@ -389,8 +393,10 @@ def test_steps_that_are_not_those_of_the_input_are_refused(steps: int) -> None:
 
 @pytest.mark.parametrize("shape", [(0, 2, 6), (6,), (5, 0, 6)], ids=["no steps", "one axis", "no samples"])
 def test_an_input_without_elements_is_refused(shape: tuple[int, ...]) -> None:
+    empty = r"is empty: \(5, 0, 6\)|must be \[T, B, ...\] with T >= 1, got \("
     for module in (LIF(), SpikingLinear(6, 4), Network(NetworkSpec.parse("4", input_shape=(6,), outputs=3))):
-        with pytest.raises(ShapeError, match=r"is empty: \(5, 0, 6\)|must be \[T, B, ...\] with T >= 1, got \("):
+        lacking = r"|got \[6\]; the axes of time and samples are missing" if isinstance(module, Network) else ""
+        with pytest.raises(ShapeError, match=empty + lacking):
             module(torch.ones(*shape))
 
 
@@ -572,8 +578,32 @@ def test_inputs_of_another_shape_than_the_networks_are_refused(shape: tuple[int,
         Network(images)(torch.zeros(2, 3, 4, dtype=torch.uint8), 5)
 
 
+@pytest.mark.parametrize("steps", [None, 5])
+def test_a_network_says_what_axes_its_inputs_lack(steps: int | None) -> None:
+    """A network of events and one of images get what the other reads; no advice leads to the next error."""
+    images = NetworkSpec.parse("3", input_shape=(2, 18, 18), outputs=2, coding="direct")
+    with pytest.raises(ShapeError, match=r'got \[3, 2, 18, 18\]; if these are images, .* network with coding="direct"'):
+        Network(NET)(torch.zeros(3, 2, 18, 18, dtype=torch.uint8), steps)
+    with pytest.raises(ShapeError, match=r"got \[2, 18, 18\]; the axes of time and samples are missing"):
+        Network(NET)(torch.zeros(2, 18, 18, dtype=torch.uint8), steps)
+    with pytest.raises(
+        ShapeError, match=r"if these are event frames, .* network with coding=\"events\"|net\(images, st"
+    ):
+        Network(images)(torch.zeros(3, 4, 2, 18, 18, dtype=torch.uint8), steps)
+    with pytest.raises(ShapeError, match=r"give one image as x\[None\]|net\(images, steps\)"):
+        Network(images)(torch.zeros(2, 18, 18, dtype=torch.uint8), steps)
+
+
 def test_one_frame_of_events_is_not_repeated() -> None:
     frames = torch.from_numpy(samples().inputs)
+    with pytest.raises(
+        ShapeError, match=r"have 1 steps, but steps is 5; .* repeat .* x\.expand\(steps, \*x\.shape\[1:\]\)"
+    ):
+        Network(NET)(frames[:1], 5)
+    repeated = frames[:1].expand(5, *frames.shape[1:])
+    assert torch.equal(Network(NET)(repeated, 5), Network(NET)(repeated.contiguous()))
+    with pytest.raises(ShapeError, match=r"have 3 steps, but steps is 8; they look like \[B, T, ...\]"):
+        Network(NET)(frames.swapaxes(0, 1), 8)
     with pytest.raises(ShapeError, match="the inputs have 1 steps, but steps is 5; leave steps out"):
         Network(NET)(frames[:1], 5)
     assert torch.equal(Network(NET)(frames, 8), Network(NET)(frames))

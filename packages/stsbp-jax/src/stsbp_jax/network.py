@@ -17,7 +17,7 @@ import numpy as np
 from jax import Array
 from jax.typing import ArrayLike
 from stsbp_spec.contract.grid import FLOOR
-from stsbp_spec.engine.checks import check_precision, samples_first
+from stsbp_spec.engine.checks import check_precision, other_axes, samples_first
 from stsbp_spec.errors import ShapeError, SpecError
 from stsbp_spec.networks.graph import Network, Projection
 from stsbp_spec.networks.spec import Block, NetworkSpec
@@ -158,7 +158,10 @@ def apply(
     shape, lead = np.shape(inputs), 2 if events else 1
     if shape[lead:] != network.input_shape or 0 in shape or steps < 1:
         letters = "[T, B, ...]" if events else "[B, ...]"
-        raise ShapeError(f"inputs must be {letters} without empty axes, ... = {network.input_shape}, got {shape}")
+        raise ShapeError(
+            f"inputs must be {letters} without empty axes, ... = {network.input_shape}, got {shape}"
+            f"{other_axes(network, shape)}"
+        )
     if events and shape[0] != steps:
         raise ShapeError(f"inputs have {shape[0]} steps, expected {steps}{samples_first(shape, steps)}")
     graph = network.graph

@@ -23,7 +23,7 @@ import numpy as np
 import torch
 from stsbp_spec.contract.grid import EXACT_LIMIT_BITS, FLOOR
 from stsbp_spec.contract.random import check_seed, check_step
-from stsbp_spec.engine.checks import check_psp, check_weights
+from stsbp_spec.engine.checks import check_psp, check_weights, other_axes, samples_first
 from stsbp_spec.engine.plan import plan
 from stsbp_spec.errors import NetworkError, NumericError, ShapeError, SpecError
 from stsbp_spec.models.learned import Learned
@@ -1204,8 +1204,8 @@ class Network(torch.nn.Module):
         if images:
             # Torch would divide integers in its default type, which the user may have set.
             s = (inputs if inputs.is_floating_point() else inputs.float())[None] * 2.0**-8
-        steps = check_steps(s, steps)
         self._check_shape(inputs, steps)
+        steps = check_steps(s, steps if images else None)
         if self.step.is_meta:
             _check_types(type(self).__name__, self.parameters())
         (number,) = (self.step,) if state is None else _arrays([(self._number, 1)], state)
@@ -1249,13 +1249,18 @@ class Network(torch.nn.Module):
             _mark(spikes, self.spec.output_psp)
         return Output(spikes, potentials, next_state, fired) if full else spikes
 
-    def _check_shape(self, inputs: torch.Tensor, steps: int) -> None:
+    def _check_shape(self, inputs: torch.Tensor, steps: int | None) -> None:
         images, shape = self.spec.coding == "direct", self.spec.input_shape
         axes = ["B"] if images else ["T", "B"]
         if inputs.shape[len(axes) :] != shape:
             expected = ", ".join(map(str, (*axes, *shape)))
             raise ShapeError(
                 f"the inputs of a Network with {self.spec.coding} coding must be [{expected}], got {list(inputs.shape)}"
+                f"{other_axes(self.spec, inputs.shape)}"
             )
-        if not images and len(inputs) != steps:
-            raise ShapeError(f"the inputs have {len(inputs)} steps, but steps is {steps}; leave steps out")
+        if images or steps is None or integer(steps) == len(inputs):
+            return
+        remedy = samples_first(inputs.shape, integer(steps) or 0) or "; leave steps out"
+        if len(inputs) == 1:
+            remedy += ", or repeat an input that is the same at every step, x.expand(steps, *x.shape[1:])"
+        raise ShapeError(f"the inputs have {len(inputs)} steps, but steps is {shown(steps)}{remedy}")

@@ -43,6 +43,7 @@ __all__ = [
     "check_statistic",
     "check_weights",
     "inputs_as_bytes",
+    "other_axes",
     "samples_first",
 ]  # fmt: skip
 
@@ -225,6 +226,25 @@ def samples_first(shape: Sequence[int], steps: int) -> str:
     return "; they look like [B, T, ...], and time must be the first axis: swap axes 0 and 1"
 
 
+def other_axes(network: NetworkSpec, shape: Sequence[int]) -> str:
+    """End of a message about inputs of a shape that the network does not read: what axes they lack or have besides."""
+    lead = len(shape) - len(network.input_shape)
+    if lead < 0 or tuple(shape[lead:]) != network.input_shape:
+        return ""
+    if network.coding == "direct":
+        hints = {
+            0: "; the axis of samples is missing: give one image as x[None]",
+            2: '; if these are event frames, [T, B, ...], only a network with coding="events" reads them',
+        }
+    else:
+        hints = {
+            0: "; the axes of time and samples are missing",
+            1: '; if these are images, [B, ...], only a network with coding="direct" reads them; if they are events, '
+            "the axis of time or of samples is missing",
+        }
+    return hints.get(lead, "")
+
+
 def check_inputs(network: NetworkSpec, inputs: Inputs, steps: int) -> int:
     """Raise `ShapeError` unless `inputs` fits the network and `steps`. Returns the batch size.
 
@@ -246,6 +266,7 @@ def check_inputs(network: NetworkSpec, inputs: Inputs, steps: int) -> int:
     if len(inputs.shape) != lead + len(network.input_shape) or inputs.shape[lead:] != network.input_shape:
         raise ShapeError(
             f"inputs with {network.coding} coding must be {letters}, ... = {network.input_shape}, got {inputs.shape}"
+            f"{other_axes(network, inputs.shape)}"
         )
     if inputs.shape[lead - 1] == 0:
         raise ShapeError("the batch is empty")
