@@ -103,6 +103,28 @@ def test_the_state_of_a_trainer_goes_on_to_the_bit(weights: dict[str, Any], tmp_
     assert not (tmp_path / "other").exists()
 
 
+def test_the_samples_of_an_update_are_not_assumed(weights: dict[str, Any], tmp_path: Path) -> None:
+    """Six updates of 8 samples are one epoch and a half; with the default of 50 samples, they would be six epochs."""
+    backend = open_backend("numpy")
+    arguments: dict[str, Any] = {"data": DATA, "label_pattern": "01", "test": False, "backend": "numpy"}
+    trainer = backend.trainer(SPEC, VanRossum(), AdamW())
+    state = updated(trainer, trainer.init(weights), 6)
+    falling = backend.trainer(SPEC, VanRossum(), AdamW(total_steps=8))
+    asked = "the state and the learning rate of your loop count updates; give the number of samples in .* batch_size="
+    counting: list[tuple[Any, Any]] = [(trainer, state), (SPEC, trainer.export_state(state))]
+    for network, given in (*counting, (falling, falling.init(weights))):
+        with pytest.raises(ConfigError, match=asked):
+            package.save_run(network, tmp_path / "x", state=given, **arguments)
+    with pytest.raises(ConfigError, match="has 6 updates, but an epoch of 32 training samples has 4 with batch_size=8"):
+        package.save_run(trainer, tmp_path / "x", state=state, batch_size=8, **arguments)
+    assert not (tmp_path / "x").exists()
+    # Where nothing is counted, the size of the batches of further training is a setting like any other.
+    assert package.save_run(trainer, tmp_path / "new", state=trainer.init(weights), **arguments).info["epoch"] == 0
+    assert package.save_run(SPEC, tmp_path / "weights", weights=weights, **arguments).info["epoch"] == 0
+    del arguments["data"]
+    assert package.save_run(trainer, tmp_path / "apart", state=state, steps=12, **arguments).info["step"] == 6
+
+
 @pytest.mark.parametrize(
     ("network", "arguments", "kind", "message"),
     [

@@ -142,7 +142,7 @@ def save_run(
 
         stsbp.save_run(net, "runs/mine", data="digits", steps=8)                         # a module of stsbp_torch
         stsbp.save_run(spec, "runs/mine", weights=weights, data=(x, y, test_x, test_y))  # weights of JAX or numpy
-        stsbp.save_run(trainer, "runs/mine", state=state, data="digits", steps=8)        # `backend.trainer`
+        stsbp.save_run(trainer, "runs/mine", state=state, data=(x, y), batch_size=20)    # `backend.trainer`
 
     With data, the network is evaluated, and `stsbp.train(resume=folder)` trains the run further: from these weights, or
     where `state` ended.
@@ -154,8 +154,8 @@ def save_run(
         weights: weights by the names of `initial_weights`, as arrays of numpy, torch or JAX.
         state: the state of the training, with which a resumed run continues: a `TrainState`, the result of
             `export_state`, an optimiser of torch (AdamW, Adam or SGD), or a state of optax with the moments of Adam or
-            SGD. Its updates must be whole epochs of the data. Hyperparameters of a trainer and of torch become
-            settings. Optax does not tell them, so give `optimizer`, `lr` and so on.
+            SGD. Its updates must be whole epochs of the data, so give `batch_size` with the data. Hyperparameters of a
+            trainer and of torch become settings. Optax does not tell them, so give `optimizer`, `lr` and so on.
         updates: number of updates, if `state` does not say it, as that of SGD.
         history: numbers of your loop, which the report draws: `[{"loss": 0.4, "accuracy": 0.8}, ...]`, or
             `{"loss": [0.4, ...]}`, or losses alone.

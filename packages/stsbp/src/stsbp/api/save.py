@@ -106,6 +106,12 @@ class _TrainedNetwork:
         """Number of updates; 0 if there is no state."""
         return (self.state and self.state.step) or 0
 
+    @property
+    def counts_updates(self) -> bool:
+        """Whether it has numbers of updates that a run has as epochs: those of its state, or of its learning rate."""
+        falls = self.optimizer is not None and (self.optimizer.warmup_steps or self.optimizer.total_steps is not None)
+        return bool(self.step or falls)
+
 
 def _write(
     trained: _TrainedNetwork,
@@ -183,6 +189,11 @@ def _config(trained: _TrainedNetwork, data: Any, given: GivenData | None, typed:
         values.setdefault("steps", determined)
     if "steps" not in values:
         raise ConfigError("give the number of steps with which the network was trained, for example steps=25")
+    if data is not None and trained.counts_updates and "batch_size" not in values:
+        raise ConfigError(
+            "a run counts epochs, but the state and the learning rate of your loop count updates; give the number of "
+            "samples in each update, batch_size=, or save the weights without the state"
+        )
     if "epochs" not in values and trained.step:
         values["epochs"] = 1
     if trained.state is not None and values["optimizer"] not in trained.state.optimizers:
