@@ -109,7 +109,43 @@ def test_what_is_written_is_read_back() -> None:
     parsed = NetworkSpec.parse(network.notation, input_shape=(2, 4, 4), neuron=LIF(7), weight_bits=4, padding="same")
     assert parsed == network
     assert written_nodes(parsed.nodes) == network.notation
-    assert str(network) == "11 nodes"
+    assert str(network) == "11 nodes: 4C3p1, 6b, 3"
+
+
+@pytest.mark.parametrize(
+    ("text", "shape"),
+    [
+        ("4C3bn-P2-D0.1-8b-5R", (1, 8, 8)),
+        ("4C3R3p1{delay=1}-G", (1, 8, 8)),
+        ("4C3p1s2-M2-U2-F-6", (1, 8, 8)),
+        ("8{recurrent=one-to-one}-8R{delay=1,recurrent_bits=5}", (6,)),
+    ],
+)
+def test_a_chain_of_nodes_is_shown_as_layers(text: str, shape: tuple[int, ...]) -> None:
+    """`stsbp.save_run` writes networks as nodes; they are the same networks."""
+    layers = NetworkSpec.parse(text, input_shape=shape, outputs=3)
+    nodes = NetworkSpec(shape, nodes=layers.graph.nodes[1:])
+    assert str(nodes) == str(layers) == f"{text}-3"
+    assert NetworkSpec.parse(nodes.notation, input_shape=shape) == nodes
+
+
+@pytest.mark.parametrize(
+    ("text", "name"),
+    [
+        ("8-[8]+-6{delay=2}", "10 nodes: 8, 8, 6, 3"),
+        ("[4C3p1|4C3p1-4C3p1]+-G", "11 nodes: 4C3p1, 4C3p1, 4C3p1, 3"),
+    ],
+)
+def test_branches_of_nodes_are_shown_as_their_weights(text: str, name: str) -> None:
+    shape = (1, 8, 8) if "C" in text else (8,)
+    layers = NetworkSpec.parse(text, input_shape=shape, outputs=3)
+    assert str(NetworkSpec(shape, nodes=layers.graph.nodes[1:])) == name
+
+
+def test_a_chain_that_layers_cannot_express_is_shown_as_nodes() -> None:
+    own = Node("own", Linear(4, bias=True), (Edge("n", 1),))
+    nodes = (Node("w", Linear(4), (Edge("input"),)), own, Node("n", Neurons(LIF()), (Edge("w"), Edge("own"))))
+    assert str(NetworkSpec((5,), nodes=nodes)) == "4 nodes: 4"
 
 
 @pytest.mark.parametrize(

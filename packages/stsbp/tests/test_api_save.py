@@ -54,6 +54,7 @@ def test_weights_of_a_loop_are_a_run(weights: dict[str, Any], stsbp: Callable[..
     expected = open_backend("numpy").run(SPEC, weights, FRAMES, STEPS).layers["linear2"].spikes
     assert np.array_equal(run.predict(FRAMES).spikes, expected)
     assert run.network.graph == SPEC.graph
+    assert "network 24-4" in repr(run)
     assert (run.info["step"], run.info["epoch"], run.finished) == (0, 0, False)
     assert run.evaluate(split="train")["samples"] == 32
     figures = [{key: x for key, x in row.items() if key.startswith("history")} for row in run.metrics]
@@ -61,8 +62,10 @@ def test_weights_of_a_loop_are_a_run(weights: dict[str, Any], stsbp: Callable[..
     page = run.report().read_text()
     assert "<h2>History</h2>" in page
     assert "stsbp.save_run(network" in page
+    assert "network <code>24-4</code>" in page
     assert "No epoch is complete" not in page
     check_c(run, tmp_path / "c", weights)
+    assert "The network 24-4 of the run" in "".join(file.read_text() for file in (tmp_path / "c").glob("*.h"))
     assert stsbp("export", tmp_path / "run", "--to", "nir", "--out", tmp_path / "net.nir").exit_code == 0
     assert stsbp("compare", tmp_path / "run").exit_code == 0
     # Training begins with these weights.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TypeAlias
 
@@ -10,7 +10,7 @@ from stsbp_spec.errors import SpecError
 from stsbp_spec.models.learned import Learned
 from stsbp_spec.models.neurons.base import NeuronModel
 from stsbp_spec.models.neurons.lif import LIF
-from stsbp_spec.networks.graph import Projection
+from stsbp_spec.networks.graph import Edge, Neurons, Node, Projection
 from stsbp_spec.networks.ops.base import Passing
 from stsbp_spec.networks.ops.conv2d import Conv2d
 from stsbp_spec.networks.ops.linear import Linear
@@ -19,7 +19,7 @@ from stsbp_spec.networks.ops.psp import PSP, SynapticFilter
 from stsbp_spec.typing import Shape
 from stsbp_spec.validation import integer_between, shown
 
-__all__ = ["Block", "Branches", "Layer", "SpikingLayer"]
+__all__ = ["Block", "Branches", "Layer", "SpikingLayer", "layers_of_chain"]
 
 
 @dataclass(frozen=True)
@@ -88,6 +88,53 @@ class Branches:
 
 
 Layer: TypeAlias = SpikingLayer | Passing | Branches
+
+
+def layers_of_chain(nodes: Sequence[Node]) -> tuple[Layer, ...] | None:
+    """The layers of a network that is written as nodes; None: it is no chain of layers.
+
+    Args:
+        nodes: the nodes in their order, the input first.
+    """
+    position = {node.name: number for number, node in enumerate(nodes)}
+    # Only the weights of a recurrence read a node that comes later.
+    own_of = {
+        edge.source: node for node in nodes for edge in node.inputs if position[edge.source] > position[node.name]
+    }
+    recurrent = {node.name for node in own_of.values()}
+    layers: list[Layer] = []
+    previous, weights = nodes[0], None
+    for node in nodes[1:]:
+        own = own_of.get(node.name)
+        if node.name in recurrent:
+            continue
+        first, *others = node.inputs
+        if node.shares is not None or first.source != previous.name or others != ([Edge(own.name)] if own else []):
+            return None
+        if isinstance(node.op, Neurons) and weights is not None:
+            try:
+                layers.append(_layer(weights, node.op, own))
+            except SpecError:  # for example a recurrence with a bias
+                return None
+            weights = None
+        elif isinstance(node.op, (Conv2d, Linear)):
+            weights = node
+        elif isinstance(node.op, Passing) and not first.delay:
+            layers.append(node.op)
+        else:
+            return None
+        previous = node
+    return tuple(layers)
+
+
+def _layer(weights: Node, neurons: Neurons, own: Node | None) -> SpikingLayer:
+    """The layer of three nodes. Raises `SpecError` if layers do not have such weights or such a recurrence."""
+    synapse, recurrent = weights.op, None if own is None else own.op
+    if own is not None and own.shares is not None:
+        raise SpecError("a recurrence has its own weights")
+    assert isinstance(synapse, (Conv2d, Linear))
+    assert recurrent is None or isinstance(recurrent, (Conv2d, Linear, OneToOne))
+    return SpikingLayer(synapse, neurons.model, recurrent=recurrent, delay=weights.inputs[0].delay)
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from stsbp_spec.errors import NetworkError, SpecError
 from stsbp_spec.models.neurons.base import NeuronModel
 from stsbp_spec.networks import table
 from stsbp_spec.networks.graph import MAX_LAYERS, Edge, Input, Network, Neurons, Node, Op, Parameter
-from stsbp_spec.networks.layers import Block, Branches, Layer, SpikingLayer
+from stsbp_spec.networks.layers import Block, Branches, Layer, SpikingLayer, layers_of_chain
 from stsbp_spec.networks.nodes import check_name, is_nodes
 from stsbp_spec.networks.notation import (
     described,
@@ -269,9 +269,11 @@ class NetworkSpec:
         return "-".join(written(layer, full=True) for layer in self.layers)
 
     def __str__(self) -> str:
-        if self.nodes:
-            return f"{len(self.graph.nodes)} nodes"
-        return "-".join(written(layer) for layer in self.layers)
+        layers = layers_of_chain(self.graph.nodes) if self.nodes else self.layers
+        if layers is None:
+            weights = ", ".join(written(SpikingLayer(block.synapse)) for block in self.blocks)
+            return f"{len(self.graph.nodes)} nodes: {weights}"
+        return "-".join(written(layer) for layer in layers)
 
     def __repr__(self) -> str:
         return table.described(self.graph, self._lines, self._texts)
