@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -365,11 +366,35 @@ def test_errors_name_the_keywords_of_python(
 def test_messages_of_the_command_line_are_translated_but_commands_in_them_are_not() -> None:
     assert with_keywords("leave --own-lengths out, or --no-test") == "leave own_lengths= out, or test=False"
     assert with_keywords("--patience 2, --freeze 'conv2', that of --optimizer sgd") == (
-        "patience=2, freeze='conv2', that of optimizer=sgd"
+        "patience=2, freeze='conv2', that of optimizer='sgd'"
     )
+    assert (
+        with_keywords("give --on 'a' --data-dir 'b c' --limit 3 or not")
+        == "give on='a', data_dir='b c', limit=3 or not"
+    )
+    assert with_keywords("--precision fast keeps, --pool mean; --validation M") == (
+        "precision='fast' keeps, pool='mean'; validation=M"
+    )
+    assert with_keywords("x=1 y=2 of --net") == "x=1 y=2 of net="
+    assert with_keywords("leave --on out, --no-samples leaves") == "leave on= out, samples=False leaves"
     assert with_keywords("a-b--c /x--y") == "a-b--c /x--y"
     message = "give --out. Continue with: stsbp train --resume runs/a\nor --epochs"
     assert with_keywords(message) == "give out=. Continue with: stsbp train --resume runs/a\nor epochs="
+
+
+def test_values_of_options_in_messages_are_in_quotes() -> None:
+    """Without quotes, the keyword of Python is followed by a word: `on= fsdd`."""
+    source = Path(package.__file__).parent
+    numbers = {"config.patience", "steps", "shown(name)"}
+    files = [file for file in source.rglob("*.py") if not {"cli", "experiment"} & {*file.relative_to(source).parts}]
+    values = {
+        (file.name, value)
+        for file in files
+        for value in re.findall(r"--[a-z][a-z-]* \{([^}]*)\}(?!=)", file.read_text())
+        if value not in numbers and not value.endswith("!r")
+    }
+    assert len(files) > 50
+    assert values == set()
 
 
 def test_notes_of_the_progress_name_keywords(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -130,7 +130,7 @@ def test_missing(saved: Path) -> None:
     with pytest.raises(CheckpointError, match=r"no checkpoint 'best'"):
         checkpoint.load(saved, "best")
     tensor_file(saved).unlink()
-    with pytest.raises(CheckpointError, match=r"names last-7-.* which is missing.*--checkpoint best"):
+    with pytest.raises(CheckpointError, match=r"names last-7-.* which is missing.*--checkpoint 'best'"):
         checkpoint.load(saved, "last")
 
 

@@ -19,7 +19,7 @@ from stsbp.datasets import Dataset, fsdd, load
 from stsbp.datasets.base import lengths_of
 from stsbp.datasets.cache import digest_files
 from stsbp.datasets.cochlea import Cochlea
-from stsbp.errors import DataError
+from stsbp.errors import ConfigError, DataError
 from stsbp_spec.contract.random import Stream, uniform
 from stsbp_spec.models.encoders import EventBinning
 from stsbp_spec.models.lengths import inside
@@ -396,12 +396,14 @@ def test_evaluate_names_on_for_recordings_that_the_run_never_saw(stsbp: Callable
         result = stsbp(command, run, "--data-dir", tmp_path / "new")
         assert result.exit_code == 1
         assert "nothing is left to train on" in result.stderr
-        assert f"give --on fsdd:channels=20 --data-dir {tmp_path / 'new'}" in result.stderr
+        assert f"give --on 'fsdd:channels=20' --data-dir '{tmp_path / 'new'}'" in result.stderr
     for path in sorted((tmp_path / "new" / "fsdd").iterdir()):
         path.rename(path.with_stem(path.stem + "7"))
     other = stsbp("evaluate", run, "--data-dir", tmp_path / "new")
     assert "not those that the run was trained on" in other.stderr
-    assert f"give --on fsdd:channels=20 --data-dir {tmp_path / 'new'}" in other.stderr
+    assert f"give --on 'fsdd:channels=20' --data-dir '{tmp_path / 'new'}'" in other.stderr
+    with pytest.raises(ConfigError, match=rf"give on='fsdd:channels=20', data_dir='{tmp_path / 'new'}'$"):
+        load_run(run, backend="numpy").evaluate(data_dir=tmp_path / "new")
     assert "--on" not in stsbp("evaluate", run, "--split", "validation").stderr
     assert stsbp("evaluate", run, "--on", "fsdd:channels=20", "--data-dir", tmp_path / "new").exit_code == 0
     path = next((tmp_path / "new" / "fsdd").iterdir())

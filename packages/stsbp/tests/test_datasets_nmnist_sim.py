@@ -228,7 +228,7 @@ class TestOnRealRecordings:
         assert {**other, "seconds": 0} == {**real, "seconds": 0}
         assert real["dataset"] == "nmnist"
         assert (
-            "leave --split train out"
+            "leave --split 'train' out"
             in stsbp("evaluate", tmp_path / "run", "--on", "nmnist", "--split", "train").stderr
         )
         assert "the run was trained on events of shape" in stsbp("evaluate", tmp_path / "run", "--on", "digits").stderr

@@ -556,4 +556,4 @@ def test_the_command(train_tiny: Callable[..., Result], stsbp: Callable[..., Res
     for option in (("--dt", 1), ("--fold",), ("--threshold-below",), ("--pool", "sum")):
         result = stsbp("export", tmp_path / "run", "--to", "c", "--out", tmp_path / "c", *option)
         assert result.exit_code != 0
-        assert f"{option[0]} is for --to nir alone, got --to c" in result.output
+        assert f"{option[0]} is an option of the format nir alone, not of c" in result.output

@@ -575,7 +575,7 @@ def test_the_command_exports_what_the_run_predicts(
 def test_options_of_one_form_are_no_options_of_another(stsbp: Callable[..., Result]) -> None:
     done = stsbp("export", "run", "--to", "c", "--out", "it", "--states")
     assert done.exit_code == 1
-    assert "--states is for --to onnx alone, got --to c" in done.output
+    assert "--states is an option of the format onnx alone, not of c" in done.output
 
 
 PAGE = Path(__file__).parents[3] / "docs" / "deploy.md"

@@ -158,7 +158,7 @@ def test_names_of_layers_nodes_and_parameters_can_be_frozen(
         ),
         ("conv1,conv", "--freeze 'conv': the network has no such layer or parameter"),
         ("rest*", r"--freeze 'rest\*': the network has no such layer or parameter"),
-        ("*", r"--freeze \* freezes all parameters, so nothing is left to train"),
+        ("*", r"--freeze '\*' freezes all parameters, so nothing is left to train"),
     ],
 )
 def test_names_that_fit_nothing_are_refused(names: str, message: str) -> None:

@@ -3,24 +3,29 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 from stsbp_spec.engine.backend import AbstractBackend
 from stsbp_spec.registry import default_backend, open_backend
 from stsbp_spec.validation import shown
 
+from stsbp.config import RunConfig
 from stsbp.errors import ConfigError, understood
 
 __all__ = ["flag", "in_python", "limited_threads", "opened", "path_of", "with_keywords"]
 
-_OPTION = re.compile(r"""(?<![\w/.-])--(no-)?([a-z][a-z0-9-]*)(?:[ ](?=['"\d]|adamw?\b|sgd\b))?""")
-"""An option, with the space before its value if the value is a number, a text in quotes or an optimiser."""
+_OPTION = re.compile(r"""(?<![\w/.-])--(no-)?([a-z][a-z0-9-]*)(?:[ ]([a-z-]+\b|(?=['"\d]|[A-Z]+\b)))?""")
+"""An option, and the next word, which may be its value. A number, a text in quotes and a word in capitals, which stands
+for a value, are always one."""
+_PAIR = re.compile(r"""(--[a-z][a-z0-9-]* (?:'[^']*'|"[^"]*"|[\d.]+|[A-Z]+)) (?=--[a-z])""")
+"""An option with its value, and the space before the next option."""
 _COMMAND = re.compile(r"\bstsbp [a-z-]+ ")
 
 
@@ -46,6 +51,8 @@ def with_keywords(text: str) -> str:
 
     >>> with_keywords("leave --own-lengths out, or give --no-test")
     'leave own_lengths= out, or give test=False'
+    >>> with_keywords("give --on 'fsdd' --data-dir 'unseen'")
+    "give on='fsdd', data_dir='unseen'"
     """
     return "\n".join(map(_line_with_keywords, text.split("\n")))
 
@@ -53,12 +60,26 @@ def with_keywords(text: str) -> str:
 def _line_with_keywords(line: str) -> str:
     command = _COMMAND.search(line)
     end = len(line) if command is None else command.start()
-    return _OPTION.sub(_keyword, line[:end]) + line[end:]
+    return _OPTION.sub(_keyword, _PAIR.sub(r"\1, ", line[:end])) + line[end:]
 
 
 def _keyword(option: re.Match[str]) -> str:
-    negated, name = option.groups()
-    return f"{name.replace('-', '_')}={'False' if negated else ''}"
+    negated, name, word = option.groups()
+    keyword = name.replace("-", "_")
+    if negated:
+        return f"{keyword}=False{option[0].partition(' ')[1]}{word or ''}"
+    if word and word not in _choices(keyword):
+        return f"{keyword}= {word}"
+    return f"{keyword}={repr(word) if word else ''}"
+
+
+@functools.cache
+def _choices(keyword: str) -> frozenset[str]:
+    """The values of a setting that has a fixed number of them."""
+    if keyword == "pool":
+        return frozenset(("mean", "sum"))
+    field = RunConfig.model_fields.get(keyword)
+    return frozenset(map(str, get_args(field.annotation))) if field is not None else frozenset()
 
 
 def opened(backend: AbstractBackend | str | None, device: str | None) -> AbstractBackend:

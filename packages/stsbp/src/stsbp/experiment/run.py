@@ -112,7 +112,7 @@ class Experiment:
             and config.init_from
             and real(split_start(config.init_from)[0]) in {real(run.path) for run in runs}
         ):
-            raise ConfigError(f"--overwrite would remove the run that --init-from {config.init_from} begins with")
+            raise ConfigError(f"--overwrite would remove the run that --init-from {config.init_from!r} begins with")
         if overwrite and (links := [run.path for run in runs if run.path.is_symlink()]):
             # Clearing a run follows the link, and would remove a run that is not in this folder.
             raise ConfigError(

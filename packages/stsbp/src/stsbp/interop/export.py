@@ -40,7 +40,7 @@ def check_options(form: str, options: dict[str, Any]) -> None:
         if name not in OPTIONS:
             raise ConfigError(f"export has no option {flag}{did_you_mean(name, OPTIONS)}")
         if OPTIONS[name] != form:
-            raise ConfigError(f"{flag} is for --to {OPTIONS[name]} alone, got --to {form}")
+            raise ConfigError(f"{flag} is an option of the format {OPTIONS[name]} alone, not of {form}")
         _check_value(flag, name, options[name])
 
 

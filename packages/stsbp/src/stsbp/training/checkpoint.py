@@ -246,7 +246,8 @@ def _damaged(path: Path, reason: str, name: str) -> CheckpointError:
     other_name = "best" if name == "last" else "last"
     return CheckpointError(
         f"{path} is damaged: {reason}. Copy the run folder again if it is a copy; "
-        f"otherwise use the checkpoint {other_name!r} (evaluate and predict: --checkpoint {other_name}), or train anew"
+        f"otherwise use the checkpoint {other_name!r} (evaluate and predict: --checkpoint {other_name!r}), or train "
+        "anew"
     )
 
 

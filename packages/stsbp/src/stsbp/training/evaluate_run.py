@@ -75,7 +75,7 @@ class RunEvaluation:
 def check_on(on: str | None, split: str) -> None:
     """Raise `ConfigError` if both another data set and a split of the run's own data are named."""
     if on is not None and split != "test":
-        raise ConfigError(f"--on always uses the test samples of {on}; leave --split {split} out")
+        raise ConfigError(f"--on always uses the test samples of {on}; leave --split {split!r} out")
 
 
 def evaluate_run(trained: Trained, request: EvaluationRequest, reporter: Reporter) -> RunEvaluation:

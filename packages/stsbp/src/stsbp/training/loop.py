@@ -807,8 +807,8 @@ def resumed(
     if differs := data.unlike(progress):
         raise CheckpointError(
             f"the data are not those that the run in {folder.path} was begun with; different: {differs}. Give the "
-            f"same --data-dir. To train on other data, begin a new run; --init-from {folder.path} gives it these "
-            "weights"
+            f"same --data-dir. To train on other data, begin a new run; --init-from {str(folder.path)!r} gives it "
+            "these weights"
         )
     state = import_checkpoint(task, saved, folder)
     _check_position(config, progress, len(data.train), folder)

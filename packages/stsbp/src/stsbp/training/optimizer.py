@@ -59,7 +59,7 @@ def frozen_parameters(network: NetworkSpec, names: str) -> frozenset[str]:
             )
         frozen.update(*(parameters_by_name[full_name] for full_name in matched))
     if frozen and len(frozen) == len(network.parameters):
-        raise ConfigError(f"--freeze {names} freezes all parameters, so nothing is left to train; leave some out")
+        raise ConfigError(f"--freeze {names!r} freezes all parameters, so nothing is left to train; leave some out")
     return frozenset(frozen)
 
 

@@ -48,7 +48,7 @@ def check_on_other(config: RunConfig, name: str, data_dir: str | None, run: str 
         return
     advice = "" if not info_of(name).needs_data_dir else ". To test it on other data of that kind, give --data-dir"
     if named_path(name) is not None:
-        advice = f". To test it on other data of that kind, give their path: --on {name.partition(':')[0]}:PATH"
+        advice = f". To test it on other data of that kind, give their path: --on '{name.partition(':')[0]}:PATH'"
     raise ConfigError(f"{run} was trained on {name}; leave --on out to test it on samples that it has not seen{advice}")
 
 
@@ -62,9 +62,9 @@ def names_on(config: RunConfig, data_dir: str | None) -> Iterator[None]:
         if data_dir is None or (named is None and not info_of(config.dataset).needs_data_dir):
             raise
         if named is None:
-            instead = f"--on {config.dataset} --data-dir {data_dir}"
+            instead = f"--on {config.dataset!r} --data-dir {data_dir!r}"
         else:
-            instead = f"--on {named[0]}{data_dir} instead of --data-dir"
+            instead = f"--on {named[0] + data_dir!r} instead of --data-dir"
         raise type(error)(
             f"{error}\n--data-dir says where the data of the run are now. To test the run on other data of that kind, "
             f"give {instead}"

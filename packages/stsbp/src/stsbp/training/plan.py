@@ -126,7 +126,7 @@ def plan_run(
             advice = advice if folder.has_traces else ", but holds no run;"
             raise FileError(f"{folder.path} exists and is not empty{advice} choose another --out")
     if overwrite and config.init_from and real(split_start(config.init_from)[0]) == real(folder.path):
-        raise ConfigError(f"--overwrite would remove the run that --init-from {config.init_from} begins with")
+        raise ConfigError(f"--overwrite would remove the run that --init-from {config.init_from!r} begins with")
     check_patience(config)
     if config.tensorboard:
         require()
@@ -165,7 +165,7 @@ def _run_to_resume(resume: str, out: Path | None) -> tuple[RunFolder, Checkpoint
     if resume == SAME and out is None:
         raise ConfigError("--resume needs to know the run: --resume RUN or --out RUN --resume")
     if resume != SAME and out is not None and Path(resume) != out:
-        raise ConfigError(f"--resume {resume} and --out {out} name different runs; give one of them")
+        raise ConfigError(f"--resume {resume!r} and --out {str(out)!r} name different runs; give one of them")
     folder = RunFolder(out if resume == SAME and out is not None else Path(resume))
     if resume != SAME:
         folder.read_config()
