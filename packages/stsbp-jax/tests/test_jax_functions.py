@@ -481,6 +481,8 @@ def test_a_distance_of_what_is_no_spike_train_is_refused_or_nan(value: float) ->
         assert np.isnan(compiled_distance()(spikes, targets))
     with pytest.raises(ShapeError, match=r"got \(4, 2, 3\) and \(4, 1, 3\)"):
         distance(Hamming(), PSP(4), good, good[:, :1])
+    with pytest.raises(ShapeError, match=r"got \(4, 2, 3\) and \(2, 4, 3\); one of them is \[B, T, N\]: swap its axes"):
+        distance(Hamming(), PSP(4), good, good.swapaxes(0, 1))
 
 
 @pytest.mark.parametrize("loss", [VanRossum(), Hamming(), SpikeCount()], ids=str)

@@ -130,6 +130,8 @@ class _Tensor:
 
 def test_refusals() -> None:
     train: UInt8 = np.zeros((4, 1, 2), np.uint8)
+    with pytest.raises(ShapeError, match=r"got \(4, 2, 3\) and \(2, 4, 3\); one of them is \[B, T, N\]: swap"):
+        match_spikes(np.zeros((4, 2, 3)), np.zeros((2, 4, 3)))
     with pytest.raises(ShapeError, match=r"must both be \[T, B, N\]"):
         match_spikes(train, train[:, :, :1])
     with pytest.raises(SpecError, match="must be a number of steps, 0 or more, got -1"):

@@ -531,6 +531,11 @@ def test_measures_refuse_what_are_no_spike_trains(measure: Any) -> None:
         measure(SPIKES, potentials)
     with pytest.raises(ShapeError, match=r"outputs and targets must have the same shape|targets must be \[T, B, N\]"):
         measure(SPIKES, SPIKES[:, :2])
+    with pytest.raises(ShapeError, match=r"; one of them is \[B, T, N\]: swap its axes 0 and 1"):
+        measure(SPIKES, SPIKES.swapaxes(0, 1))
+    samples_first = SPIKES.swapaxes(0, 1)
+    with pytest.raises(ShapeError, match=r"; they fit samples in the first axis, but the first axis .* is time"):
+        measure(samples_first, samples_first, lengths=[5, 5, 5])
     with pytest.raises(ShapeError, match="lengths must be from 1 to 5"):
         measure(SPIKES, SPIKES, lengths=[1, 2, 6])
     with pytest.raises(ShapeError, match="lengths must be integers"):
@@ -569,6 +574,9 @@ def test_labels_that_do_not_fit() -> None:
     for labels in ([0, 1], [0.0, 1.0, 1.0]):
         with pytest.raises(ShapeError, match=r"labels must be integers \[B\] = \[3\], got"):
             measures.first_spike_latency(SPIKES, labels)
+    for call in (measures.first_spike_latency, functools.partial(measures.chance_level, measures.first_spike_latency)):
+        with pytest.raises(ShapeError, match=r"; they fit samples in the first axis, but the first axis .* is time"):
+            call(SPIKES.swapaxes(0, 1), [0, 1, 1])
     for labels in ([0, 1, 2], [0, -1, 1]):
         with pytest.raises(ShapeError, match="labels must be from 0 to 1, the numbers of the output neurons"):
             measures.first_spike_latency(SPIKES, labels)

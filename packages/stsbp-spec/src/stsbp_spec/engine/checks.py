@@ -25,6 +25,7 @@ from stsbp_spec.typing import AnyArray, Precision, Shape
 from stsbp_spec.validation import integer, listed, shown
 
 __all__ = [
+    "FIT_SAMPLES_FIRST",
     "MAX_STEPS",
     "batch_as_bytes",
     "check_batch",
@@ -45,6 +46,7 @@ __all__ = [
     "inputs_as_bytes",
     "other_axes",
     "samples_first",
+    "swapped_axes",
 ]  # fmt: skip
 
 MAX_STEPS = 2**24
@@ -226,6 +228,13 @@ def samples_first(shape: Sequence[int], steps: int) -> str:
     return "; they look like [B, T, ...], and time must be the first axis: swap axes 0 and 1"
 
 
+def swapped_axes(shape: Sequence[int], other: Sequence[int]) -> str:
+    """End of a message about two spike trains of other shapes: whether they differ only in the order of axes 0 and 1"""
+    if len(shape) != 3 or tuple(other) != (shape[1], shape[0], shape[2]) or shape[0] == shape[1]:
+        return ""
+    return "; one of them is [B, T, N]: swap its axes 0 and 1, because time is the first axis"
+
+
 def other_axes(network: NetworkSpec, shape: Sequence[int]) -> str:
     """End of a message about inputs of a shape that the network does not read: what axes they lack or have besides."""
     lead = len(shape) - len(network.input_shape)
@@ -329,7 +338,8 @@ def check_classes(batch: Batch[Inputs]) -> None:
         )
 
 
-_SWAPPED = "; they fit samples in the first axis, but the first axis of spikes and targets is time, [T, B, N]"
+FIT_SAMPLES_FIRST = "; they fit samples in the first axis, but the first axis of spikes and targets is time, [T, B, N]"
+"""End of a message about numbers of samples that are as many as the steps."""
 
 
 def check_lengths(lengths: object, samples: int, steps: int) -> None:
@@ -341,7 +351,7 @@ def check_lengths(lengths: object, samples: int, steps: int) -> None:
     if lengths.dtype.kind not in "iu" or lengths.shape != (samples,):
         raise ShapeError(
             f"lengths must be integers [B] = [{samples}], the steps of each sample, or None; got {lengths.dtype} of "
-            f"shape {list(lengths.shape)}{'' if lengths.shape != (steps,) else _SWAPPED}"
+            f"shape {list(lengths.shape)}{'' if lengths.shape != (steps,) else FIT_SAMPLES_FIRST}"
         )
     wrong = np.flatnonzero((lengths < 1) | (lengths > steps))
     if wrong.size:

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from stsbp_spec.engine.checks import check_lengths
+from stsbp_spec.engine.checks import check_lengths, swapped_axes
 from stsbp_spec.errors import ShapeError, SpecError
 from stsbp_spec.models.lengths import without_padding
 from stsbp_spec.typing import AnyArray, Int64
@@ -52,7 +52,10 @@ def match_spikes(spikes: Any, targets: Any, tolerance: int = 1, lengths: Any = N
     spikes, targets = (array_of(x).astype(bool) for x in (spikes, targets))
     lengths = None if lengths is None else array_of(lengths)
     if spikes.shape != targets.shape or spikes.ndim != 3:
-        raise ShapeError(f"spikes and targets must both be [T, B, N], got {spikes.shape} and {targets.shape}")
+        raise ShapeError(
+            f"spikes and targets must both be [T, B, N], got {spikes.shape} and {targets.shape}"
+            f"{swapped_axes(spikes.shape, targets.shape)}"
+        )
     if (reach := integer(tolerance)) is None or reach < 0:
         raise SpecError(f"the tolerance must be a number of steps, 0 or more, got {shown(tolerance)}")
     check_lengths(lengths, spikes.shape[1], len(spikes))

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from stsbp_spec.engine.checks import check_lengths, check_loss, check_psp
+from stsbp_spec.engine.checks import check_lengths, check_loss, check_psp, swapped_axes
 from stsbp_spec.equations.assembly import loss_padding
 from stsbp_spec.errors import ShapeError, SpecError
 from stsbp_spec.models.losses import Loss
@@ -56,9 +56,9 @@ def spike_loss(
         check_tensor(lengths, "lengths")
     if spikes.dim() != 3 or spikes.shape != targets.shape:
         shapes = tuple(spikes.shape), tuple(targets.shape)
-        swapped = spikes.dim() == 3 and shapes[1] == (shapes[0][1], shapes[0][0], shapes[0][2])
-        remedy = "; one of them is [B, T, N]: swap its axes 0 and 1, because time is the first axis" if swapped else ""
-        raise ShapeError(f"spikes and targets must be [T, B, N], got {shapes[0]} and {shapes[1]}{remedy}")
+        raise ShapeError(
+            f"spikes and targets must be [T, B, N], got {shapes[0]} and {shapes[1]}{swapped_axes(*shapes)}"
+        )
     arguments = _key(loss, psp), spikes, targets, lengths
     result: torch.Tensor = _Distance.apply(*arguments)  # type: ignore[no-untyped-call]
     return result

@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 from stsbp_spec.contract.random import Stream, check_seed, permutation
+from stsbp_spec.engine.checks import FIT_SAMPLES_FIRST, swapped_axes
 from stsbp_spec.errors import ShapeError, SpecError
 from stsbp_spec.typing import Int64
 from stsbp_spec.validation import array_of, integer_between, shown
@@ -90,7 +91,11 @@ def chance_level(
         raise ShapeError("targets are shuffled between samples, but there is only one sample")
     axis = 0 if target_array.ndim == 1 else 1
     if target_array.ndim not in (1, 3) or target_array.shape[axis] != samples:
-        raise ShapeError(f"targets must be [T, B, N] or labels [B] with B = {samples}, got {list(target_array.shape)}")
+        hint = swapped_axes(output_trains.shape, target_array.shape)
+        hint = FIT_SAMPLES_FIRST if target_array.shape == (len(output_trains),) else hint
+        raise ShapeError(
+            f"targets must be [T, B, N] or labels [B] with B = {samples}, got {list(target_array.shape)}{hint}"
+        )
     steps_of_samples = lengths_of(lengths, samples, len(output_trains))
     count = (
         shuffles_of(samples)

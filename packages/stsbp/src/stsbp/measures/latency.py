@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+from stsbp_spec.engine.checks import FIT_SAMPLES_FIRST
 from stsbp_spec.errors import ShapeError
 from stsbp_spec.models.lengths import without_padding
 from stsbp_spec.typing import AnyArray, Float64
@@ -34,6 +35,7 @@ def first_spike_latency(outputs: Any, labels: Any, lengths: Any = None) -> Float
     if classes.dtype.kind not in "iu" or classes.shape != (samples,):
         raise ShapeError(
             f"labels must be integers [B] = [{samples}], got {classes.dtype} of shape {list(classes.shape)}"
+            f"{FIT_SAMPLES_FIRST if classes.shape == (len(spikes),) else ''}"
         )
     if ((classes < 0) | (classes >= neurons)).any():
         raise ShapeError(f"labels must be from 0 to {neurons - 1}, the numbers of the output neurons")

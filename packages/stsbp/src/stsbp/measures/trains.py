@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 import numpy as np
-from stsbp_spec.engine.checks import check_lengths
+from stsbp_spec.engine.checks import check_lengths, swapped_axes
 from stsbp_spec.errors import ShapeError
 from stsbp_spec.models.lengths import without_padding
 from stsbp_spec.typing import AnyArray, Int64
@@ -52,7 +52,7 @@ def read_trains(outputs: Any, targets: Any, lengths: Any = None) -> tuple[AnyArr
     if output_trains.shape != target_trains.shape:
         raise ShapeError(
             f"outputs and targets must have the same shape [T, B, N], got {list(output_trains.shape)} and "
-            f"{list(target_trains.shape)}"
+            f"{list(target_trains.shape)}{swapped_axes(output_trains.shape, target_trains.shape)}"
         )
     steps_of_samples = lengths_of(lengths, output_trains.shape[1], len(output_trains))
     return without_padding(output_trains, steps_of_samples), without_padding(target_trains, steps_of_samples)

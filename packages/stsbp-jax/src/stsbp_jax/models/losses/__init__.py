@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 from jax.typing import ArrayLike
-from stsbp_spec.engine.checks import check_lengths
+from stsbp_spec.engine.checks import check_lengths, swapped_axes
 from stsbp_spec.engine.dispatch import implementation
 from stsbp_spec.equations.assembly import padded_loss_equations
 from stsbp_spec.errors import ShapeError
@@ -46,7 +46,10 @@ def distance(loss: Loss, psp: PSP, s: ArrayLike, targets: ArrayLike, lengths: Ar
     check_array("the spikes of distance", s)
     check_array("the targets of distance", targets)
     if np.ndim(s) != 3 or np.shape(s) != np.shape(targets):
-        raise ShapeError(f"spikes and targets must be [T, B, N], got {np.shape(s)} and {np.shape(targets)}")
+        shapes = np.shape(s), np.shape(targets)
+        raise ShapeError(
+            f"spikes and targets must be [T, B, N], got {shapes[0]} and {shapes[1]}{swapped_axes(*shapes)}"
+        )
     if lengths is not None:
         lengths = _checked_lengths(lengths, *np.shape(s)[1::-1])
     value: Array = _mean(loss, psp, on_grid("distance", s, 0, 1), on_grid("distance", targets, 0, 1), lengths)
