@@ -317,6 +317,35 @@ def test_the_command_writes_and_checks(
     assert "cases that are not computed any more: gone" in capsys.readouterr().out
 
 
+def test_the_command_keeps_every_backend_of_the_file_and_says_what_it_changes(
+    few_cases: list[Case], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "hashes.json"
+    stored = hashes.read()
+    cases = {case.id: stored.cases[case.id] for case in few_cases[1:]}
+    cases[few_cases[1].id] = {"dL/do": "0" * 64}
+    head = {
+        "format": 1,
+        "stsbp": stored.stsbp,
+        "contract": CONTRACT_VERSION,
+        "backends": ["numpy", "torch=cpu:eager", "jax"],
+    }
+    path.write_text(before := json.dumps({**head, "cases": cases | {"gone": {}}}))
+    assert hashes.main(["numpy", "cpu", "--write", str(path)]) == 1
+    assert (
+        "hashes.json was also written on torch=cpu:eager, jax; name every backend on which the hashes must be equal: "
+        "numpy torch=cpu:eager jax cpu. To leave a backend out, remove the file first"
+    ) in capsys.readouterr().err
+    assert path.read_text() == before
+    path.write_text(before.replace(', "jax"', ""))
+    assert hashes.main(["numpy", "torch=cpu:eager", "cpu", "--write", str(path)]) == 0
+    assert "hashes.json: 1 cases added, 1 changed, 1 removed, 1 as before" in capsys.readouterr().out
+    assert hashes.read(path).backends == ("numpy", "torch=cpu:eager", "cpu")
+    path.write_text("{")
+    assert hashes.main(["numpy", "cpu", "--write", str(path)]) == 0
+    assert "hashes.json: 3 cases added, 0 changed, 0 removed, 0 as before" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -1,7 +1,7 @@
 """SHA-256 of results, which must not change when the code that computes them changes. They are equal on all backends.
 
     python -m stsbp_conformance.hashes numpy torch=cpu torch=cpu:eager cpu jax cupy=host        checks the stored file
-    python -m stsbp_conformance.hashes numpy torch=cpu --write conformance/src/stsbp_conformance/hashes.json
+    python -m stsbp_conformance.hashes numpy torch=cpu torch=cpu:eager cpu jax cupy=host --write FILE
 
 The suite compares a backend with the current numpy reference. These hashes (`hashes.json`) compare all of them,
 including the reference, with the results at the time when the hashes were written. For networks, they cover spikes,
@@ -405,6 +405,31 @@ def _check_several(names: Collection[str]) -> None:
         )
 
 
+def _replaced(path: Path, names: Collection[str]) -> dict[str, Hashes]:
+    """The cases of a file that is to be written anew on the backends `names`; none if it is missing or damaged.
+
+    Raises:
+        HashesDiffer: a backend of the file is not among them. Its results would not be checked any more.
+    """
+    try:
+        stored = read(path)
+    except HashesDiffer:
+        return {}
+    if missing := [name for name in stored.backends if name not in names]:
+        raise HashesDiffer(
+            f"{path} was also written on {listed(missing)}; name every backend on which the hashes must be equal: "
+            f"{' '.join(dict.fromkeys((*stored.backends, *names)))}. To leave a backend out, remove the file first"
+        )
+    return stored.cases
+
+
+def _changes(computed: Mapping[str, Hashes], earlier: Mapping[str, Hashes]) -> str:
+    """What a new file has that the earlier one has not, as a line."""
+    changed = sum(case in earlier and hashes != earlier[case] for case, hashes in computed.items())
+    added, removed = (len(set(first) - set(second)) for first, second in ((computed, earlier), (earlier, computed)))
+    return f"{added} cases added, {changed} changed, {removed} removed, {len(computed) - added - changed} as before"
+
+
 def _open(argument: str) -> AbstractBackend:
     name, _, device = argument.partition("=")
     return load_backend(name)(device or None)
@@ -471,9 +496,10 @@ def main(arguments: list[str] | None = None) -> int:
         # The same backend and device may have been given under two names.
         distinct = {(backend.name, backend.device): argument for argument, backend in opened.items()}
         _check_several(distinct.values())
-        write(
-            options.write, {argument: _timed(argument, opened[argument], cases, tell) for argument in distinct.values()}
-        )
+        earlier = _replaced(options.write, opened)
+        computed = {argument: _timed(argument, opened[argument], cases, tell) for argument in distinct.values()}
+        write(options.write, computed)
+        tell(f"{options.write}: {_changes(next(iter(computed.values())), earlier)}")
     except StsbpError as error:
         print(f"Error: {error}", file=sys.stderr)
         return 1
