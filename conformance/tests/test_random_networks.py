@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import cache
+from typing import ClassVar
 
 import pytest
 from stsbp_conformance import compare_networks
@@ -14,6 +16,7 @@ from stsbp_conformance.random_networks import FEATURES, RandomCase, features, ra
 from stsbp_spec.engine.backend import AbstractBackend
 from stsbp_spec.engine.results import RunResult
 from stsbp_spec.models.neurons import LIF
+from stsbp_spec.models.surrogates import SURROGATES, Arctan
 from stsbp_spec.networks.nodes import is_nodes
 from stsbp_spec.networks.spec import NetworkSpec
 from stsbp_spec.reference.backend import NumpyBackend
@@ -22,6 +25,25 @@ from stsbp_spec.typing import Coding, Float32, Shape, UInt8
 SEED = 1
 NUMBERS = (30, 0, 37, 11, 29, 19)
 """Small networks that together contain nearly every feature."""
+
+
+def _surrogates(case: RandomCase) -> set[str]:
+    return {block.neuron.surrogate.name for block in case.network.blocks}
+
+
+@dataclass(frozen=True)
+class Later(Arctan):
+    """A surrogate that the spec gets later."""
+
+    name: ClassVar[str] = "later"
+
+
+def test_networks_have_every_surrogate_of_the_spec(monkeypatch: pytest.MonkeyPatch) -> None:
+    numbers = range(60)
+    before = [_surrogates(random_case(SEED, number, lively=False)) for number in numbers]
+    assert set().union(*before) == set(SURROGATES)
+    monkeypatch.setitem(SURROGATES, "later", Later)
+    assert "later" in set().union(*(_surrogates(random_case(SEED, number, lively=False)) for number in numbers))
 
 
 READERS = "\n".join(

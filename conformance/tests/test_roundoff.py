@@ -41,10 +41,10 @@ NUMPY = NumpyBackend()
 
 
 @dataclass(frozen=True)
-class _Cubic(Surrogate):
+class _ThirdPower(Surrogate):
     """`h(x) = 1 / (1 + alpha |x|)^3`, for which there is no analysis by hand."""
 
-    name: ClassVar[str] = "cubic"
+    name: ClassVar[str] = "third-power"
     alpha: float = 2.0
 
     def constants(self) -> Mapping[str, float]:
@@ -66,7 +66,7 @@ SURROGATE_CASES = [
     FastSigmoid(30),
     Triangle(0.1),
     Arctan(20),
-    _Cubic(),
+    _ThirdPower(),
 ]
 Rounding = Callable[[Any], Any]
 

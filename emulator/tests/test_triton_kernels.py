@@ -15,7 +15,7 @@ from stsbp_spec.models.losses import LOSSES
 from stsbp_spec.models.neurons import ALIF, LIF, PLIF
 from stsbp_spec.models.neurons.base import NeuronModel
 from stsbp_spec.models.optim import SGD, Adam, AdamW
-from stsbp_spec.models.surrogates import Arctan, FastSigmoid, Rectangle, Triangle
+from stsbp_spec.models.surrogates import SURROGATES
 from stsbp_spec.networks.ops import PSP
 from stsbp_spec.reference.backend import NumpyBackend
 from stsbp_spec.typing import AnyArray
@@ -35,8 +35,9 @@ def long_cases(*values: Any) -> list[Any]:
 
 ARCHITECTURES = (80, *long_cases(75, 90))
 SIZES = (233, *long_cases(1, 256))
+WIDTHS = {"rectangle": (0.7,), "triangle": (0.6,), "fast-sigmoid": (3.0,), "arctan": (2.3,)}
 NEURONS: dict[str, NeuronModel] = {
-    **{s.name: LIF(5 / 3, surrogate=s) for s in (Rectangle(0.7), Triangle(0.6), FastSigmoid(3.0), Arctan(2.3))},
+    **{name: LIF(5 / 3, surrogate=cls(*WIDTHS.get(name, ()))) for name, cls in SURROGATES.items() if cls().exact},
     "alif": ALIF(3, reset="subtract", tau_rise=2),
     "plif": PLIF(3),
 }

@@ -17,7 +17,7 @@ import numpy as np
 from stsbp_spec.errors import SpecError, StsbpError
 from stsbp_spec.models.losses import LOSSES, OF_POTENTIALS, Loss
 from stsbp_spec.models.neurons import ALIF, IF, LIF, PLIF, NeuronModel, Readout
-from stsbp_spec.models.surrogates import Arctan, FastSigmoid, Logistic, Rectangle, Surrogate, Triangle
+from stsbp_spec.models.surrogates import SURROGATES, Arctan, FastSigmoid, Logistic, Rectangle, Surrogate, Triangle
 from stsbp_spec.networks.graph import Edge, Neurons, Node
 from stsbp_spec.networks.layers import Branches, Layer, SpikingLayer
 from stsbp_spec.networks.ops import (
@@ -142,9 +142,14 @@ def _psp(draw: _Draw) -> dict[str, Any]:
 
 def _surrogate(draw: _Draw) -> Surrogate:
     width = draw.one_of(0.7, 2.0, 3.0, 5.0)
-    kinds: tuple[Callable[[float], Surrogate], ...] = (Arctan, FastSigmoid, Triangle, Rectangle)
-    # The logistic surrogate uses exp, so its networks have no reproducible gradients.
-    return Logistic(width) if draw.chance(0.06) else draw.one_of(*kinds)(width)
+    # Later surrogates stand after these, whose number and order the networks of a seed follow from.
+    exact: list[Callable[[float], Surrogate]] = [Arctan, FastSigmoid, Triangle, Rectangle]
+    # These use exp, so their networks have no reproducible gradients.
+    inexact: list[Callable[[float], Surrogate]] = [Logistic]
+    for kind in SURROGATES.values():
+        if kind not in (*exact, *inexact):
+            (exact if kind().exact else inexact).append(kind)
+    return draw.one_of(*(inexact if draw.chance(0.06) else exact))(width)
 
 
 def _neuron(draw: _Draw, psp: dict[str, Any]) -> NeuronModel:
@@ -651,7 +656,7 @@ FEATURES = frozenset(
         *("neuron lif", "neuron if", "neuron alif", "neuron plif", "neuron readout"),
         *("reset zero", "reset subtract", "learned per layer", "learned per channel"),
         *("first order", "second order", "gain normalised", "gain unit"),
-        *(f"surrogate {name}" for name in ("arctan", "fast-sigmoid", "triangle", "rectangle", "logistic")),
+        *(f"surrogate {name}" for name in SURROGATES),
         *(f"loss {name}" for name in (*LOSSES, *OF_POTENTIALS)),
         *_LAYERS.values(),
     }

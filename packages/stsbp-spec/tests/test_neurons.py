@@ -21,7 +21,7 @@ from stsbp_spec.models.losses import LOSSES
 from stsbp_spec.models.neurons import ALIF, IF, LIF, NEURONS, PLIF, NeuronModel, parse_neuron
 from stsbp_spec.models.neurons.base import Step, parameter, steps
 from stsbp_spec.models.neurons.stored import as_text, from_text
-from stsbp_spec.models.surrogates import Arctan, FastSigmoid, Logistic, Rectangle, Triangle
+from stsbp_spec.models.surrogates import SURROGATES, Arctan, FastSigmoid, Logistic, Rectangle, Triangle
 from stsbp_spec.networks.initial_weights import initial_weights
 from stsbp_spec.networks.ops import PSP
 from stsbp_spec.networks.ops.psp import FilterStep, SynapticFilter
@@ -138,7 +138,7 @@ class Derived(LIF):
         return None
 
 
-@pytest.mark.parametrize("surrogate", [Arctan(), Rectangle(), Triangle(), FastSigmoid()], ids=str)
+@pytest.mark.parametrize("surrogate", [cls() for cls in SURROGATES.values() if cls().exact], ids=str)
 def test_lifs_own_order_is_the_derived_one_but_for_roundings(surrogate: Any) -> None:
     rng = np.random.default_rng(2)
     u, g = rng.normal(0.5, 1, (30, 50)), rng.normal(size=(30, 50))

@@ -15,7 +15,7 @@ from stsbp_spec.errors import BackendError, NumericError, ShapeError, SpecError
 from stsbp_spec.models.losses import LOSSES, VanRossum
 from stsbp_spec.models.neurons import LIF, PLIF
 from stsbp_spec.models.optim import SGD, AdamW, clip_factor, gradient_norm
-from stsbp_spec.models.surrogates import Logistic
+from stsbp_spec.models.surrogates import SURROGATES, Arctan, Logistic
 from stsbp_spec.networks.initial_weights import initial_weights
 from stsbp_spec.networks.ops import Conv2d, Linear
 from stsbp_spec.networks.spec import NetworkSpec
@@ -507,9 +507,15 @@ def test_step_from_a_state_whose_step_is_outside_32_bits_is_refused(step: Any) -
         trainer.step(replace(state, step=step), _batch(network))
 
 
-def test_reproducible_precision_refuses_an_inexact_surrogate() -> None:
+def test_reproducible_precision_refuses_an_inexact_surrogate_and_names_the_others(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Also a surrogate that the spec gets later."""
     network = NetworkSpec.parse("4", input_shape=(3,), neuron=LIF(surrogate=Logistic()))
-    with pytest.raises(SpecError, match="logistic uses exp"):
+    monkeypatch.setitem(SURROGATES, "later", Arctan)
+    with pytest.raises(
+        SpecError, match=r"logistic uses exp.* one of rectangle, triangle, fast-sigmoid, arctan, later$"
+    ):
         NUMPY.trainer(network, VanRossum(), AdamW(), precision="reproducible")
     with pytest.raises(SpecError, match="precision is 'fast' or 'reproducible', got 'double'"):
         NUMPY.trainer(network, VanRossum(), AdamW(), precision="double")  # type: ignore[arg-type]

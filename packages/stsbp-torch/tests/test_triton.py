@@ -17,11 +17,14 @@ from stsbp_spec.equations.assembly import COUNT, loss_equations, neuron_equation
 from stsbp_spec.models.losses import LOSSES
 from stsbp_spec.models.neurons import ALIF, LIF, PLIF
 from stsbp_spec.models.optim.adamw import UPDATE, AdamW
-from stsbp_spec.models.surrogates import Arctan, FastSigmoid, Rectangle, Triangle
+from stsbp_spec.models.surrogates import SURROGATES
 from stsbp_spec.networks.ops import PSP
 from stsbp_torch.equations import fused_cuda
 
-neurons = [LIF(5 / 3, surrogate=s) for s in (Rectangle(0.7), Triangle(0.6), FastSigmoid(3.0), Arctan(2.3))]
+widths = {"rectangle": 0.7, "triangle": 0.6, "fast-sigmoid": 3.0, "arctan": 2.3}
+exact = {name: cls for name, cls in SURROGATES.items() if cls().exact}
+surrogates = [cls(widths[name]) if name in widths else cls() for name, cls in exact.items()]
+neurons = [LIF(5 / 3, surrogate=s) for s in surrogates]
 neurons += [ALIF(3, reset="subtract", tau_rise=2), PLIF(3)]
 both = [neuron_equations(PSP(3).filter(), neuron) for neuron in neurons]
 """

@@ -18,6 +18,7 @@ from stsbp_spec.models.learned import Learned
 from stsbp_spec.models.lengths import without_padding
 from stsbp_spec.models.losses import LOSSES
 from stsbp_spec.models.losses.base import Loss
+from stsbp_spec.models.surrogates import SURROGATES
 from stsbp_spec.networks.ops import PSP
 from stsbp_spec.networks.ops.batchnorm import STATISTICS
 from stsbp_spec.networks.spec import NetworkSpec
@@ -62,9 +63,10 @@ def check_precision(network: NetworkSpec, precision: Precision) -> None:
         return
     for block in network.blocks:
         if not block.neuron.surrogate.exact:
+            exact = listed(name for name, surrogate in SURROGATES.items() if surrogate().exact)
             raise SpecError(
                 f"layer {block.name}: the surrogate {block.neuron.surrogate.name} uses exp, which differs between "
-                "libraries; for reproducible precision take arctan, fast-sigmoid, triangle or rectangle"
+                f"libraries; for reproducible precision take one of {exact}"
             )
         equations = neuron_equations(block.filter(training=False), block.neuron)
         if not (equations.forward.exact and equations.backward.exact):
