@@ -26,7 +26,11 @@ from stsbp_spec.typing import AnyArray, Float32
 
 TAUS = (3.0, 5 / 3)
 WIDTHS = {Rectangle: 0.7, Triangle: 0.9, FastSigmoid: 3.0, Arctan: 2.0}
-EXACT = [cls(WIDTHS[cls]) if cls in WIDTHS else cls() for cls in SURROGATES.values() if cls().exact]
+EXACT = [
+    cls(WIDTHS[cls]) if cls in WIDTHS else cls()  # type: ignore[call-arg]
+    for cls in SURROGATES.values()
+    if cls().exact
+]
 SHAPES = {"flat": (3, 10), "flat-odd": (3, 7), "spatial": (2, 8, 5, 6), "spatial-odd": (2, 3, 5, 5)}
 
 

@@ -30,7 +30,7 @@ from stsbp_spec.models.losses.base import Loss, LossStep
 from stsbp_spec.models.neurons import ALIF, IF, LIF, NEURONS, NeuronModel
 from stsbp_spec.models.neurons.base import Step
 from stsbp_spec.models.neurons.plif import PLIF
-from stsbp_spec.models.surrogates import SURROGATES, Surrogate
+from stsbp_spec.models.surrogates import SURROGATES, Surrogate, equation
 from stsbp_spec.networks.ops import IDENTITY, PSP
 from stsbp_spec.typing import AnyArray
 
@@ -188,6 +188,32 @@ def test_a_model_a_surrogate_and_a_loss_that_show_one_are_found() -> None:
     quiet = LIF(threshold=2.0**-90, surrogate=Blind())
     assert [flush.expression for flush in flushes_of(quiet)] == ["(u - vth) * (u - vth)"]
     assert [flush.expression for flush in flushes_of(Sharp())] == ["(o - target) * a * a"]
+
+
+def test_a_surrogate_whose_result_a_neuron_multiplies_is_found_without_naming_the_neuron() -> None:
+    @dataclass(frozen=True)
+    class Cubic(Surrogate):
+        name: ClassVar[str] = "cubic"
+
+        def constants(self) -> Mapping[str, float]:
+            return {"alpha": 2.0}
+
+        def expression(self, p: Names, x: Expr) -> Expr:
+            y = 1 + abs(x) * p.alpha
+            return 1 / (y * y * y)
+
+        def primitive(self, x: AnyArray) -> AnyArray:
+            raise NotImplementedError
+
+    class Snapped(Cubic):
+        def expression(self, p: Names, x: Expr) -> Expr:
+            return snap(super().expression(p, x))
+
+    assert shown_flushes(equation(Cubic()), Cubic().constants(), {"x": Range(smallest=2.0**-123)}) == ()
+    (flush,) = flushes_of(Cubic())
+    assert flush.equation == "alif_backward"
+    assert "write snap(1 / (" in str(flush)
+    assert flushes_of(Snapped()) == ()
 
 
 # Whatever passes computes the same with and without subnormal numbers: random equations on hostile numbers.

@@ -87,6 +87,40 @@ def test_a_product_that_wants_a_snap_is_warned_of(
     assert "warning" not in stsbp("--backend", "numpy", "train", "--resume", "run").stderr
 
 
+CUBIC = """
+from dataclasses import dataclass
+
+from stsbp_spec.models.surrogates import Surrogate
+
+
+@dataclass(frozen=True)
+class Cubic(Surrogate):
+    name = "cubic"
+    alpha: float = 2.0
+
+    def constants(self):
+        return {"alpha": self.alpha}
+
+    def expression(self, p, x):
+        y = 1 + abs(x) * p.alpha
+        return 1 / (y * y * y)
+
+    def primitive(self, x):
+        return x
+"""
+
+
+def test_a_surrogate_is_warned_of_that_a_neuron_multiplies(
+    stsbp: Callable[..., Result], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "cubics.py").write_text(CUBIC)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delitem(sys.modules, "cubics", raising=False)
+    assert "warning: alif_backward: 1 / (" in stsbp("equations", "cubics:Cubic").stderr
+    assert "warning: lif_backward: 1 / (" in stsbp("equations", "cubics:Cubic:alpha=100").stderr
+    assert stsbp("equations", "arctan").stderr == ""
+
+
 def test_each_language_has_functions_of_its_own(stsbp: Callable[..., Result]) -> None:
     texts = {name: stsbp("equations", "lif", "--as", name).stdout for name in ("cuda", "triton", "numba", "jax", "c")}
     assert "__device__ lif_forward_result lif_forward(" in texts["cuda"]

@@ -24,6 +24,7 @@ from stsbp_spec.equations.assembly import loss_equations, neuron_equations
 from stsbp_spec.equations.expressions import Expr, Recurrence, merged
 from stsbp_spec.equations.printers import written_out
 from stsbp_spec.models.losses.base import Loss
+from stsbp_spec.models.neurons import NEURONS
 from stsbp_spec.models.neurons.base import NeuronModel
 from stsbp_spec.models.surrogates.functions import Surrogate, equation
 from stsbp_spec.networks.ops.psp import PSP, SynapticFilter
@@ -335,10 +336,15 @@ _OPERATIONS: Mapping[str, Callable[..., Range]] = {
 
 
 def flushes_of(model: NeuronModel | Surrogate | Loss, filter: SynapticFilter | None = None) -> tuple[Flush, ...]:
-    """`shown_flushes` of both passes of a neuron model after a filter, of a surrogate, or of the passes of a loss."""
+    """`shown_flushes` of both passes of a neuron model after a filter, of a surrogate, or of the passes of a loss.
+
+    Those of a surrogate include the first ones of a neuron of the spec with it: neurons multiply its result.
+    """
     if isinstance(model, Surrogate):
         # Inputs are potentials. Like their thresholds, they are multiples of 2^-123.
-        return shown_flushes(equation(model), model.constants(), {"x": Range(smallest=_spacing(_FLOOR))})
+        own = shown_flushes(equation(model), model.constants(), {"x": Range(smallest=_spacing(_FLOOR))})
+        multiplied = (flushes_of(kind(surrogate=model)) for kind in NEURONS.values())  # type: ignore[call-arg]
+        return own or next((flushes for flushes in multiplied if flushes), ())
     if isinstance(model, Loss):
         counts = {"o": Range.of_count(1.0), "target": Range.of_count(1.0), "count": Range.of_count(_COUNT)}
         counts["target_count"] = counts["count"]
