@@ -15,6 +15,7 @@ from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
+import hypothesis
 import pytest
 from click.testing import CliRunner, Result
 from stsbp.cli import cli
@@ -27,6 +28,10 @@ TINY = (
     *("--validation", "10", "--log-every", "2", "--lr", "0.01"),
 )
 """A run of 6 updates (two of 20 samples an epoch) that takes a tenth of a second on the numpy backend."""
+
+# The tests share the machine with others, so the time of an example says nothing about the code.
+hypothesis.settings.register_profile("shared machine", deadline=None)
+hypothesis.settings.load_profile("shared machine")
 
 # A shell starts programs in the background with this signal ignored, and their children inherit that.
 signal.signal(signal.SIGINT, signal.default_int_handler)
