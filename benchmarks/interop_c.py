@@ -26,12 +26,12 @@ from typing import Any
 import numpy as np
 from options import count, guarded, parser_of, write_report
 from stsbp.benchmarks.device import describe
-from stsbp.cli.common import limit_threads
 from stsbp.errors import ConfigError
 from stsbp.interop.c_source import CSource, source
 from stsbp.interop.c_source.check import Compared, compared, driver, macros, recorded
 from stsbp.interop.export import FORMS
 from stsbp.interop.program import About, program
+from stsbp.threads import limit_threads
 from stsbp.training.build import load_data
 from stsbp.training.run_folder import RunFolder
 from stsbp.training.trained import Trained, load_trained

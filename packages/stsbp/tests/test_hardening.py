@@ -380,7 +380,7 @@ def test_a_file_that_is_no_image(stsbp: Stsbp, tmp_path: Path, refused: Callable
 def test_threads_may_change_in_a_process() -> None:
     pytest.importorskip("numba")
     code = """
-from stsbp.cli.common import limit_threads
+from stsbp.threads import limit_threads
 limit_threads(1)
 import numba
 def total(n):

@@ -6,10 +6,9 @@ import contextlib
 import functools
 import os
 import re
-import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, get_args
+from typing import get_args
 
 import numpy as np
 from stsbp_spec.engine.backend import AbstractBackend
@@ -19,7 +18,7 @@ from stsbp_spec.validation import shown
 from stsbp.config import RunConfig
 from stsbp.errors import ConfigError, understood
 
-__all__ = ["flag", "in_python", "limited_threads", "opened", "path_of", "with_keywords"]
+__all__ = ["flag", "in_python", "opened", "path_of", "with_keywords"]
 
 _OPTION = re.compile(r"""(?<![\w/.-])--(no-)?([a-z][a-z0-9-]*)(?:[ ]([a-z-]+\b|(?=['"\d]|[A-Z]+\b)))?""")
 """An option, and the next word, which may be its value. A number, a text in quotes and a word in capitals, which stands
@@ -118,23 +117,3 @@ def path_of(name: str, value: object) -> Path:
         if isinstance(value, (str, os.PathLike)) and os.fspath(value) and b"\0" not in os.fsencode(value):
             return Path(os.fsdecode(value))
     raise ConfigError(f"{name} is a path such as 'runs/digits', got {shown(value)}")
-
-
-@contextlib.contextmanager
-def limited_threads(count: int) -> Iterator[None]:
-    """Limit the libraries that are loaded to `count` threads, and restore their numbers at the end; 0: no limit."""
-    if count == 0:
-        yield
-        return
-    import threadpoolctl  # type: ignore[import-untyped]
-
-    numba: Any = sys.modules.get("numba")
-    with threadpoolctl.threadpool_limits(count):
-        former = None if numba is None else numba.get_num_threads()
-        try:
-            if numba is not None:
-                numba.set_num_threads(min(count, numba.config.NUMBA_NUM_THREADS))
-            yield
-        finally:
-            if numba is not None:
-                numba.set_num_threads(former)

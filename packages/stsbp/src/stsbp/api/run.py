@@ -12,12 +12,13 @@ import numpy as np
 from stsbp_spec.engine.backend import AbstractBackend
 from stsbp_spec.validation import integer, shown
 
-from stsbp.api.calls import flag, in_python, limited_threads, opened, path_of
+from stsbp.api.calls import flag, in_python, opened, path_of
 from stsbp.api.progress import ProgressArgument, reporter_for, warn_caller
 from stsbp.datasets.arrays import ARRAYS, GivenData, given_data
 from stsbp.errors import CheckpointError, ConfigError
 from stsbp.interop.export import export
 from stsbp.report.write import ReportRequest, report_path, write_report
+from stsbp.threads import limited_threads
 from stsbp.training import compare as comparison
 from stsbp.training.evaluate_run import EvaluationRequest, evaluate_run
 from stsbp.training.loop import out_of_patience

@@ -16,7 +16,7 @@ from stsbp_spec.networks.spec import NetworkSpec
 from stsbp_spec.typing import Float32
 from stsbp_spec.validation import array_of, listed, real, shown
 
-from stsbp.api.calls import flag, in_python, limited_threads, opened, path_of
+from stsbp.api.calls import flag, in_python, opened, path_of
 from stsbp.api.progress import ProgressArgument, reporter_for
 from stsbp.api.run import Run, opened_run
 from stsbp.api.settings import OF_THE_NETWORK, network_settings, plain_settings
@@ -25,6 +25,7 @@ from stsbp.config import RunConfig, SettingsSource, absolute, resolve
 from stsbp.datasets.arrays import ARRAYS, GivenData, given_data, listed_names
 from stsbp.datasets.registry import steps_of
 from stsbp.errors import ConfigError, FileError
+from stsbp.threads import limited_threads
 from stsbp.training.build import Data, Inputs, build_network, build_task, check_reads, load_data, updates_per_epoch
 from stsbp.training.initial import pinned
 from stsbp.training.progress import Reporter

@@ -15,7 +15,7 @@ from stsbp_spec.engine.backend import AbstractBackend
 from stsbp_spec.networks.spec import NetworkSpec
 from stsbp_spec.validation import real, shown
 
-from stsbp.api.calls import flag, in_python, limited_threads, opened, path_of
+from stsbp.api.calls import flag, in_python, opened, path_of
 from stsbp.api.progress import ProgressArgument, Stopping, reporter_for
 from stsbp.api.run import Run, opened_run
 from stsbp.api.settings import network_settings, plain_settings
@@ -23,6 +23,7 @@ from stsbp.config import RunConfig, SettingsSource
 from stsbp.datasets.arrays import ARRAYS, GivenData, given_data
 from stsbp.errors import ConfigError
 from stsbp.processes.group import Group
+from stsbp.threads import limited_threads
 from stsbp.training.execute import Caller, execute
 from stsbp.training.loop import TIME_IS_UP, Stopped, StopRequest, stop_on_signals
 from stsbp.training.plan import SAME, RunPlan, check_resume, plan_run, settings_sources

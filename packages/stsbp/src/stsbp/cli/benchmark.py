@@ -7,9 +7,10 @@ from pathlib import Path
 import click
 
 from stsbp.cli import COMMANDS, PathName
-from stsbp.cli.common import Choice, Finite, choose_backend, limit_threads, threads_option
+from stsbp.cli.common import Choice, Finite, choose_backend, threads_option
 from stsbp.errors import ConfigError
 from stsbp.files import real
+from stsbp.threads import limit_threads
 
 __all__ = ["command"]
 

@@ -24,7 +24,7 @@ from stsbp_spec.validation import shown
 
 from stsbp.cli import TYPED, Finite, Globals
 from stsbp.errors import ConfigError, did_you_mean, printable
-from stsbp.processes.launcher import THREADS, launch, parent
+from stsbp.processes.launcher import launch, parent
 from stsbp.threads import MOST_THREADS, cores
 
 __all__ = [
@@ -37,7 +37,6 @@ __all__ = [
     "choose_backend",
     "completes",
     "deadline_in",
-    "limit_threads",
     "meeting",
     "no_events",
     "parse_shape",
@@ -190,20 +189,6 @@ def _own_gpu(backend_class: type[AbstractBackend], rendezvous: Rendezvous) -> st
         f"on a machine with {len(gpu_names)} GPUs. If the launcher does not number the processes of "
         "each machine, set LOCAL_RANK"
     )
-
-
-def limit_threads(count: int) -> None:
-    """Limit numerical libraries to `count` threads; 0: no limit. It must be called before the backend is opened."""
-    if count == 0:
-        return
-    import threadpoolctl  # type: ignore[import-untyped]
-
-    # numpy is already loaded and does not read the environment again. numba, once loaded, refuses changes to it.
-    threadpoolctl.threadpool_limits(count)
-    numba = sys.modules.get("numba")
-    if numba is not None:
-        numba.set_num_threads(min(count, numba.config.NUMBA_NUM_THREADS))
-    os.environ.update(dict.fromkeys(THREADS if numba is None else THREADS[:-1], str(count)))
 
 
 stop_after = click.option(

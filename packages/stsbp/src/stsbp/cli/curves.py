@@ -17,7 +17,6 @@ from stsbp.cli.common import (
     batch_size_option,
     checkpoint_option,
     choose_backend,
-    limit_threads,
     say,
     say_warning,
     split_option,
@@ -29,6 +28,7 @@ from stsbp.datasets.base import Subset
 from stsbp.errors import ConfigError
 from stsbp.measures.matching import within
 from stsbp.plots import PLOT, check_plots, escape_dollars, new_figure, save
+from stsbp.threads import limit_threads
 from stsbp.training.blank import warn_of_blank
 from stsbp.training.build import TOLERANCE, decoders, load_data, load_test_set
 from stsbp.training.curves import by_noise, over_time

@@ -16,7 +16,6 @@ from stsbp.cli.common import (
     batch_size_option,
     checkpoint_option,
     choose_backend,
-    limit_threads,
     meeting,
     processes,
     say,
@@ -29,6 +28,7 @@ from stsbp.cli.spike_times import Tolerances, spike_times_text
 from stsbp.errors import printable
 from stsbp.measures.matching import TOLERANCES, within
 from stsbp.processes.group import join
+from stsbp.threads import limit_threads
 from stsbp.training.build import TOLERANCE, decoders
 from stsbp.training.evaluate import Evaluation
 from stsbp.training.evaluate_run import EvaluationRequest, evaluate_run

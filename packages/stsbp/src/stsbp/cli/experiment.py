@@ -18,7 +18,6 @@ from stsbp.cli.common import (
     MOST_PROCESSES,
     choose_backend,
     deadline_in,
-    limit_threads,
     meeting,
     processes,
     program,
@@ -35,6 +34,7 @@ from stsbp.experiment.run import Experiment, with_validation
 from stsbp.experiment.table import document, markdown
 from stsbp.presets import PRESETS
 from stsbp.processes.group import Group, join
+from stsbp.threads import limit_threads
 from stsbp.training.blank import warn_of_blank
 from stsbp.training.build import Inputs, check_typed, check_typed_labels, cut_validation, load_dataset, own_flushes
 from stsbp.training.initial import pinned

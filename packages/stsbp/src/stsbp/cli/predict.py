@@ -24,7 +24,6 @@ from stsbp.cli.common import (
     OptionalPaths,
     checkpoint_option,
     choose_backend,
-    limit_threads,
     no_events,
     say,
     say_distances,
@@ -43,6 +42,7 @@ from stsbp.datasets.nmnist import read_recording
 from stsbp.datasets.registry import info_of, is_known
 from stsbp.errors import ConfigError, DataError, printable
 from stsbp.files import GIGABYTE, read_regular, real
+from stsbp.threads import limit_threads
 from stsbp.training.build import Inputs, decoders, load_data
 from stsbp.training.progress import choose_reporter
 from stsbp.training.run_folder import RunFolder

@@ -7,8 +7,9 @@ from pathlib import Path
 import click
 
 from stsbp.cli import COMMANDS, Globals, PathName
-from stsbp.cli.common import Choice, checkpoint_option, choose_backend, limit_threads, say, say_warning, threads_option
+from stsbp.cli.common import Choice, checkpoint_option, choose_backend, say, say_warning, threads_option
 from stsbp.report.write import ReportRequest, report_path, write_report
+from stsbp.threads import limit_threads
 from stsbp.training.progress import choose_reporter
 from stsbp.training.run_folder import RunFolder
 from stsbp.training.trained import load_trained

@@ -17,7 +17,6 @@ from stsbp.cli.common import (
     OptionalPaths,
     choose_backend,
     deadline_in,
-    limit_threads,
     meeting,
     processes,
     program,
@@ -37,6 +36,7 @@ from stsbp.datasets.registry import is_known
 from stsbp.errors import ConfigError
 from stsbp.files import as_argument
 from stsbp.processes.group import join
+from stsbp.threads import limit_threads
 from stsbp.training.build import TOLERANCE, decoders
 from stsbp.training.execute import Caller, execute
 from stsbp.training.loop import Outcome, Stopped, stop_on_signals

@@ -14,8 +14,8 @@ from pathlib import Path
 from stsbp.config import RunConfig, to_toml
 from stsbp.errors import StsbpError
 from stsbp.experiment.run import Experiment, same_command
-from stsbp.processes.launcher import THREADS, Started
-from stsbp.threads import thread_count
+from stsbp.processes.launcher import Started
+from stsbp.threads import THREADS, thread_count
 from stsbp.training.loop import StopRequest
 
 __all__ = ["SideBySide"]

@@ -27,16 +27,14 @@ from stsbp.errors import NO_WORKING_FOLDER, ConfigError
 from stsbp.interrupts import INTERRUPTED, handled_by
 from stsbp.processes.channel import Channel
 from stsbp.processes.monitor import LOST, Verdict
-from stsbp.threads import thread_count
+from stsbp.threads import THREADS, thread_count
 
-__all__ = ["LAUNCHER", "THREADS", "Parent", "Started", "launch", "parent"]
+__all__ = ["LAUNCHER", "Parent", "Started", "launch", "parent"]
 
 LAUNCHER = "STSBP_LAUNCHER"
 """Variable with the number of the socket to the process that started this one."""
 PATIENCE = 3.0
 """Time in seconds that the other processes have to end by themselves after one has failed."""
-THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS")
-"""Variables with the number of threads, which numerical libraries read."""
 _LINES = 40
 """Number of last lines of a process that are printed if it fails: enough for a traceback."""
 _LONGEST_TRACE = 2**16
