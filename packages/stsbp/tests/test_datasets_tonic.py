@@ -20,6 +20,7 @@ import pytest
 from click.testing import Result
 from stsbp.datasets import Dataset, load, spoken, spoken_child
 from stsbp.datasets.base import MOST_CLASSES, lengths_of
+from stsbp.datasets.cache import CacheWriter
 from stsbp.errors import DataError
 from stsbp_spec.models.encoders import EventBinning
 from stsbp_spec.typing import AnyArray, UInt8
@@ -212,8 +213,8 @@ def name(request: pytest.FixtureRequest) -> str:
 
 
 def _load(name: str, root: Path, **options: Any) -> Dataset:
-    binning = EventBinning(window_us=WINDOW_US)
-    return load(name, data_dir=root, binning=binning, **{"cache_dir": root / "cache", "steps": T, **options})
+    options = {"binning": EventBinning(window_us=WINDOW_US), **options}
+    return load(name, data_dir=root, **{"cache_dir": root / "cache", "steps": T, **options})
 
 
 def _everything(dataset: Dataset) -> tuple[list[Any], list[int]]:
@@ -237,8 +238,25 @@ def test_recordings_are_those_of_the_files(name: str, tmp_path: Path) -> None:
     if not held:
         tested = dataset.test.inputs(np.array([1]))[:, 0]
         assert np.array_equal(tested, kind.test[1].frames(kind.shape))
+    late = sum(int((recording.ms >= 1000).sum()) for recording in kind.train)
+    assert late > 0
+    events = f"{late} of {sum(len(recording.ms) for recording in kind.train)} events"
+    note = f"; {events} lie after the window of 1000 ms (--window-ms) and are dropped"
+    assert [note in line for line in dataset.notes if line.startswith("train: ")] == [True]
+    # The numbers are in the cache.
+    assert dataset.notes == _load(name, tmp_path, **held).notes
+    longer = EventBinning(window_us=1_200_000)
+    assert not any("lie after" in line for line in _load(name, tmp_path, binning=longer, **held).notes)
     names = {"shd": "word 3", "ssc": "word 3", "dvs-gesture": "Right arm cw", "cifar10-dvs": "cat"}
     assert dataset.classes[3] == names[name]
+
+
+def test_a_cache_without_numbers_of_events_is_built_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    KINDS["shd"].write(tmp_path)
+    with monkeypatch.context() as earlier:
+        earlier.setattr(CacheWriter, "count_events", lambda *_: None)
+        assert "lie after the window" not in _load("shd", tmp_path).notes[0]
+    assert "lie after the window" in _load("shd", tmp_path).notes[0]
 
 
 def test_the_same_set_by_its_name_in_tonic(tmp_path: Path) -> None:

@@ -377,6 +377,7 @@ class Cache(Record):
     labels: list[Annotated[int, Field(ge=-(2**63), lt=2**63)]]
     skipped: list[Annotated[list[str], Field(min_length=2, max_length=2)]]
     lengths: list[Count] | None = None
+    events: Annotated[list[Count], Field(min_length=2, max_length=2)] | None = None
 
     @model_validator(mode="after")
     def _fits(self) -> Cache:

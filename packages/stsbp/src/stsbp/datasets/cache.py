@@ -83,6 +83,7 @@ class Cached:
         skipped: sources that were left out.
         lengths: number of steps of each sample, `[n]`, if they were given.
         sha256: SHA-256 of the bytes of the samples, which was checked.
+        events: numbers of events after the window and of all events, if they were counted.
     """
 
     data: UInt8
@@ -90,6 +91,7 @@ class Cached:
     skipped: tuple[Skipped, ...]
     lengths: Int64 | None = None
     sha256: str = ""
+    events: tuple[int, int] | None = None
 
     def frames(self, steps: int, *, binary: bool = True) -> FrameSplit:
         """The samples as frames of `steps` steps."""
@@ -107,17 +109,21 @@ class CacheForm(NamedTuple):
         labels: all labels are below this number, and none is negative.
         sizes: possible sizes of each axis of a sample as it is stored.
         steps: largest number of steps of a sample; 0: the samples have no lengths of their own.
+        events: whether events were counted.
     """
 
     labels: int
     sizes: tuple[Container[int], ...]
     steps: int = 0
+    events: bool = False
 
     @classmethod
-    def of_frames(cls, labels: int, shape: Shape, steps: int, *, binary: bool = True, own_lengths: bool) -> CacheForm:
+    def of_frames(
+        cls, labels: int, shape: Shape, steps: int, *, binary: bool = True, own_lengths: bool, events: bool = False
+    ) -> CacheForm:
         """The form of frames `(C, H, W)` or `(N,)`, as `FrameSplit.store` returns them."""
         stored_shape = (-(-steps // 8) if binary else steps, *shape[1:], shape[0])
-        return cls(labels, tuple((size,) for size in stored_shape), steps if own_lengths else 0)
+        return cls(labels, tuple((size,) for size in stored_shape), steps if own_lengths else 0, events)
 
     def is_of(self, content: Cached) -> bool:
         """Whether the content of a cache has this form."""
@@ -128,6 +134,7 @@ class CacheForm(NamedTuple):
             and 0 <= labels.min() <= labels.max() < self.labels
             and (lengths is None) == (self.steps == 0)
             and (lengths is None or 1 <= lengths.min() <= lengths.max() <= self.steps)
+            and (content.events is not None) == self.events
         )
 
 
@@ -163,6 +170,7 @@ class CacheWriter:
         self._record: tuple[int, ...] | None = None
         self._labels: list[int] = []
         self._lengths: list[int] = []
+        self._events: tuple[int, int] | None = None
         self._skipped: list[Skipped] = []
         file.write(_MAGIC)
 
@@ -188,6 +196,11 @@ class CacheWriter:
         self._file.write(block)
         self._labels.extend(int(label) for label in labels)
 
+    def count_events(self, late_count: int, count: int) -> None:
+        """Count the events of a sample: those after the window, and all."""
+        late_sum, total = self._events or (0, 0)
+        self._events = late_sum + late_count, total + count
+
     def skip(self, path: str, reason: str) -> None:
         """Record that a source was left out. `path` is relative to the root of the sources."""
         self._skipped.append(Skipped(path, reason))
@@ -212,6 +225,7 @@ class CacheWriter:
                 "labels": self._labels,
                 "skipped": self._skipped,
                 **({"lengths": self._lengths} if self._lengths else {}),
+                **({"events": self._events} if self._events is not None else {}),
             }
         ).encode()
         self._file.write(description)
@@ -255,7 +269,8 @@ def _read_cache(path: Path, key: Mapping[str, Any]) -> Cached | None:
         return None
     skipped = tuple(Skipped(*pair) for pair in description.skipped)
     lengths = None if description.lengths is None else np.array(description.lengths, dtype=np.int64)
-    return Cached(data, np.array(description.labels, dtype=np.int64), skipped, lengths, description.sha256)
+    events = None if description.events is None else (description.events[0], description.events[1])
+    return Cached(data, np.array(description.labels, dtype=np.int64), skipped, lengths, description.sha256, events)
 
 
 def cached(

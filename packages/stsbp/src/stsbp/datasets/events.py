@@ -28,7 +28,7 @@ from stsbp.datasets.info import DatasetInfo
 from stsbp.datasets.npz import class_labels, read_arrays, split_train_test
 from stsbp.errors import DataError
 
-__all__ = ["EVENTS", "Recordings", "load", "read_recordings"]
+__all__ = ["EVENTS", "Recordings", "late_events", "late_notes", "load", "read_recordings"]
 
 _COLUMNS = (("sample", "x", "t"), ("sample", "x", "y", "t"), ("sample", "x", "y", "t", "p"))
 _OTHERS = ("labels", "split", "classes", "sensor")
@@ -165,23 +165,34 @@ def _frames(path: Path, recordings: Recordings, binning: EventBinning, request: 
     return cached_frames.frames(binning.steps, binary=binning.binary)
 
 
+def late_events(times: AnyArray, binning: EventBinning) -> int:
+    """Number of events after the window, by their times in microseconds, `[n]`."""
+    return 0 if binning.window_us is None else int(np.count_nonzero(times >= binning.start_us + binning.window_us))
+
+
+def late_notes(late_count: int, count: int, binning: EventBinning) -> tuple[str, ...]:
+    """A note about events after the window, of which there are `late_count` among `count`; empty: there are none."""
+    note = f"{late_count:,} of {count:,} events lie after {_window(binning)} and are dropped"
+    return (note,) if late_count else ()
+
+
+def _window(binning: EventBinning) -> str:
+    return f"the window of {(binning.window_us or 0) / 1000:g} ms (--window-ms)"
+
+
 def _dropped(path: Path, times: AnyArray, binning: EventBinning) -> tuple[str, ...]:
     """A note about events after the window.
 
     Raises:
         DataError: there are no others.
     """
-    if binning.window_us is None or not (
-        late_count := int(np.count_nonzero(times >= binning.start_us + binning.window_us))
-    ):
-        return ()
-    window = f"the window of {binning.window_us / 1000:g} ms (--window-ms)"
-    if late_count == len(times):
+    late_count = late_events(times, binning)
+    if late_count and late_count == len(times):
         raise DataError(
-            f"{path}: all of its {late_count:,} events lie after {window}. Times are in microseconds since the "
-            "beginning of each sample; convert them, or give a longer window"
+            f"{path}: all of its {late_count:,} events lie after {_window(binning)}. Times are in microseconds since "
+            "the beginning of each sample; convert them, or give a longer window"
         )
-    return (f"{late_count:,} of {len(times):,} events lie after {window} and are dropped",)
+    return late_notes(late_count, len(times), binning)
 
 
 @names_unreadable

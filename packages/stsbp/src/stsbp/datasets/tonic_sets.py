@@ -37,6 +37,7 @@ from stsbp.datasets.base import (
     names_unreadable,
 )
 from stsbp.datasets.cache import CacheForm, CacheWriter, SourceFiles, cached, combine_digests, digest_files
+from stsbp.datasets.events import late_events, late_notes
 from stsbp.datasets.info import DatasetInfo
 from stsbp.datasets.nmnist import OVERFLOW_ROW
 from stsbp.datasets.spoken import SpokenFile
@@ -423,6 +424,7 @@ def _load_part(tonic_class: Any, part: str, request: Request) -> _PartFrames:
             else:
                 lengths = [binning.length(columns[-1])] if request.own_lengths else None
                 writer.add(FrameSplit.store(frames, binary=binning.binary), [label], lengths)
+                writer.count_events(late_events(columns[-1], binning), len(columns[-1]))
             report(samples_done)
 
     key = {
@@ -435,7 +437,7 @@ def _load_part(tonic_class: Any, part: str, request: Request) -> _PartFrames:
         **request.length_key,
     }
     form = CacheForm.of_frames(
-        len(classes), shape, binning.steps, binary=binning.binary, own_lengths=request.own_lengths
+        len(classes), shape, binning.steps, binary=binning.binary, own_lengths=request.own_lengths, events=True
     )
     cached_data = cached(
         f"tonic-{name.lower()}",
@@ -447,9 +449,10 @@ def _load_part(tonic_class: Any, part: str, request: Request) -> _PartFrames:
         form=form,
     )
     frames = cached_data.frames(binning.steps, binary=binning.binary)
-    return _PartFrames(
-        frames, classes, binning, f"{part}: {len(frames):,} samples of {name}, from {data_folder}", cached_data.skipped
-    )
+    notes = [f"{part}: {len(frames):,} samples of {name}, from {data_folder}"]
+    if cached_data.events is not None:
+        notes += late_notes(*cached_data.events, binning)
+    return _PartFrames(frames, classes, binning, "; ".join(notes), cached_data.skipped)
 
 
 @names_unreadable
