@@ -66,7 +66,7 @@ def test_a_run_that_its_patience_ended_is_finished(tmp_path: Path) -> None:
     assert (longer.info["epoch"], longer.finished) == (4, True)
     # The run of the first object now waits longer, but its checkpoint is the same.
     assert run.finished
-    with pytest.raises(ConfigError, match="give validation= M, the number of training samples to hold out, or leave p"):
+    with pytest.raises(ConfigError, match="give validation=M, the number of training samples to hold out, or leave p"):
         package.train("digits", "12", out=tmp_path / "x", patience=2, steps=3, backend="numpy", progress=False)
 
 

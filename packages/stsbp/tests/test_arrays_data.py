@@ -16,6 +16,7 @@ from stsbp_spec import NetworkSpec, initial_weights, open_backend
 from stsbp_spec.equations.expressions import Expr, Names, named, spike, where
 from stsbp_spec.models.neurons.base import NeuronModel, Step, parameter, steps
 from stsbp_spec.models.surrogates import Arctan, Surrogate
+from stsbp_spec.validation import array_of
 
 IMAGES, LABELS = np.zeros((6, 1, 28, 28), np.uint8), np.arange(6) % 3
 
@@ -100,6 +101,60 @@ def test_what_tells_samples_from_steps_is_named(data: Any, message: str) -> None
 def test_an_array_of_names_is_a_list_of_names() -> None:
     given = given_data({"inputs": IMAGES, "labels": LABELS, "classes": np.array(["a", "b", "c"])})
     assert given.info.name == "arrays"
+
+
+LOAD_RUN: Any = package.load_run
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda run, folder: LOAD_RUN(folder, "../x/last"), "checkpoint is 'last' or 'best', got '../x/last'"),
+        (lambda run, folder: run("y", history=b"123"), "history is a list of records, or lists by name, got b'123'"),
+        (lambda run, folder: run("y", history=[{1: 0.5, "1": 0.4}]), "two of the names are equal as text, got 1, '1'"),
+        (lambda run, folder: run("y", history={1: [0.5], "1": [0.4]}), "two of the names are equal as text"),
+        (
+            lambda run, folder: run("y", data_dir=["a", "b"]),
+            r"data_dir = \[\"a\", \"b\"\]: input should be a valid str",
+        ),
+    ],
+    ids=["a checkpoint elsewhere", "bytes", "equal names", "equal columns", "two folders"],
+)
+def test_small_mistakes_are_not_read_as_something_else(call: Any, message: str, tmp_path: Path) -> None:
+    network = NetworkSpec.parse("4", input_shape=(5,), outputs=3)
+
+    def saved(name: str, **arguments: Any) -> Any:
+        settings: dict[str, Any] = {"steps": 4, "backend": "numpy", **arguments}
+        return package.save_run(network, tmp_path / name, weights=initial_weights(network, seed=0), **settings)
+
+    saved("x")
+    with pytest.raises(ConfigError, match=message):
+        call(saved, tmp_path / "x")
+    assert not (tmp_path / "y").exists()
+
+
+def test_two_lists_of_two_samples_are_inputs_and_labels() -> None:
+    """Not two pairs."""
+    given = given_data(([[1, 0, 3], [0, 2, 1]], [0, 1]))
+    assert (given.coding, given.steps) == ("direct", None)
+    pairs = given_data(((IMAGES, LABELS), (IMAGES, LABELS)))
+    assert pairs.coding == "direct"
+
+
+def test_arrays_of_unusual_types_are_read_as_their_numbers() -> None:
+    expected = np.array([0, 1, 3])
+    assert array_of(expected) is expected
+    foreign = array_of(expected.astype(">f4"))
+    assert foreign.dtype == np.float32
+    assert foreign.tolist() == [0, 1, 3]
+    torch, jax = pytest.importorskip("torch"), pytest.importorskip("jax")
+    negative = torch._neg_view(torch.tensor([0, -1, -3]))
+    assert negative.is_neg()
+    assert array_of(negative).tolist() == [0, 1, 3]
+    for name in ("int4", "uint4"):
+        small = array_of(jax.numpy.array([0, 1, 3], name))
+        assert small.dtype == name.replace("4", "8")
+        assert small.tolist() == [0, 1, 3]
 
 
 @dataclass(frozen=True)

@@ -34,6 +34,8 @@ MAX_SIZE = 10**9 - 1
 """The largest size of a layer or an axis. It has nine digits, as in the notation."""
 
 _LONGEST = 100
+_WIDER = {"int2": np.int8, "int4": np.int8, "uint2": np.uint8, "uint4": np.uint8}
+"""Types of ml_dtypes that hold integers, and types of numpy that hold the same ones."""
 
 
 def is_masked(x: object) -> bool:
@@ -43,6 +45,7 @@ def is_masked(x: object) -> bool:
 
 def array_of(x: Any) -> AnyArray:
     """`x` as a numpy array: an array unchanged, a tensor of any framework with its values on the host, a list copied.
+    Numbers of another byte order, and integers of 2 and 4 bits, are copied into types that numpy computes with.
 
     Raises:
         ShapeError: `x` does not hold real numbers, or is a masked array, whose masked values would be taken for others.
@@ -50,14 +53,17 @@ def array_of(x: Any) -> AnyArray:
     if is_masked(x):
         raise ShapeError("expected an array of numbers, got a masked array; fill in its masked values")
     try:
-        # `__array__` of a torch tensor refuses a gradient and other devices.
-        array = np.asarray(x.detach().cpu() if hasattr(x, "detach") else x)
+        # `__array__` of a torch tensor refuses a gradient, other devices, and a sign that is only noted.
+        tensor = x.detach().cpu() if hasattr(x, "detach") else x
+        array = np.asarray(tensor.resolve_neg() if hasattr(tensor, "resolve_neg") else tensor)
     except Exception as error:  # of whatever library `x` comes from
         raise ShapeError(f"expected an array of numbers, got {_kind(x)}") from error
     # The additional types of numbers of ml_dtypes are also of kind V, but have no fields.
     if array.dtype.kind in "OSUTMmc" or array.dtype.names is not None:
         raise ShapeError(f"expected an array of numbers, got {_kind(x)}")
-    return array
+    if array.dtype.name in _WIDER:
+        return array.astype(_WIDER[array.dtype.name])
+    return array if array.dtype.isnative else array.astype(array.dtype.newbyteorder("="))
 
 
 def _kind(x: Any) -> str:

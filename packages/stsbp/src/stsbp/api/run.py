@@ -244,6 +244,8 @@ def read_run(
 ) -> Run:
     """As `stsbp.load_run`."""
     with in_python():
+        if checkpoint not in ("last", "best"):
+            raise ConfigError(f"checkpoint is 'last' or 'best', got {shown(checkpoint)}")
         try:
             folder = RunFolder(Path(run))
         except TypeError as error:

@@ -291,10 +291,10 @@ def _history(history: Any) -> list[dict[str, float]]:
     if history is None:
         return []
     history = _plain(history)
-    if not isinstance(history, (Mapping, Sequence)) or isinstance(history, str):
+    if not isinstance(history, (Mapping, Sequence)) or isinstance(history, (str, bytes, bytearray)):
         raise ConfigError(f"history is a list of records, or lists by name, got {shown(history)}")
     if isinstance(history, Mapping):
-        columns = {str(name): _plain(values) for name, values in history.items()}
+        columns = {name: _plain(values) for name, values in history.items()}
         for name, values in columns.items():
             if not isinstance(values, Sequence):
                 raise ConfigError(f"history: {name} is a list of numbers, got {shown(values)}")
@@ -302,6 +302,9 @@ def _history(history: Any) -> list[dict[str, float]]:
             raise ConfigError("history: its lists have different lengths; give one number for each record")
         history = [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
     rows = [dict(row) if isinstance(row, Mapping) else {"loss": row} for row in history]
+    for row in rows:
+        if len({*map(str, row)}) < len(row):
+            raise ConfigError(f"history: two of the names are equal as text, got {listed(map(repr, row))}")
     return [{str(name): _number(name, value) for name, value in row.items()} for row in rows if row]
 
 

@@ -32,12 +32,11 @@ OF_THE_NETWORK = (
 
 def plain_settings(values: Mapping[str, Any]) -> dict[str, Any]:
     """The settings with Python's own numbers and texts."""
-    return {str(key): _plain(value) for key, value in values.items()}
+    return {str(key): _plain(str(key), value) for key, value in values.items()}
 
 
-def _plain(value: Any) -> Any:
-    if isinstance(value, (list, tuple)) and all(isinstance(part, str) for part in value):
-        # As `freeze` has several names.
+def _plain(key: str, value: Any) -> Any:
+    if key == "freeze" and isinstance(value, (list, tuple)) and all(isinstance(part, str) for part in value):
         return ",".join(value)
     if isinstance(value, os.PathLike):
         return os.fsdecode(value)

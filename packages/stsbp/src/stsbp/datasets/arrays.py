@@ -260,7 +260,8 @@ def _by_name(data: Any) -> dict[str, Any]:
                 raise DataError(f"data: unknown array {shown(key)}{did_you_mean(str(key), _KEYS)}; give {FORMS}")
         return {key: x for key, x in data.items() if x is not None}
     parts = list(data) if isinstance(data, (tuple, list)) else []
-    if len(parts) == 2 and all(isinstance(part, (tuple, list)) and len(part) == 2 for part in parts):
+    # Two lists of numbers are two samples and their classes.
+    if len(parts) == 2 and all(_is_pair(part) for part in parts):
         parts = [x for part in parts for x in part]
     if len(parts) not in (2, 4):
         raise DataError(f"data are the name of a data set such as 'digits', a Dataset, or arrays: {FORMS}")
@@ -269,6 +270,11 @@ def _by_name(data: Any) -> dict[str, Any]:
         named[f"{prefix}inputs"] = inputs
         named[f"{prefix}{'targets' if _array('labels', answers).ndim == 3 else 'labels'}"] = answers
     return named
+
+
+def _is_pair(part: Any) -> bool:
+    """Whether a part of the data is `(inputs, labels)`."""
+    return isinstance(part, (tuple, list)) and len(part) == 2 and not any(np.isscalar(x) for x in part)
 
 
 def _array(name: str, x: Any) -> AnyArray:
