@@ -16,7 +16,7 @@ from stsbp_spec.errors import NumericError, ShapeError, SpecError
 from stsbp_spec.models.encoders.packed import Inputs, PackedFrames
 from stsbp_spec.models.learned import Learned
 from stsbp_spec.models.lengths import without_padding
-from stsbp_spec.models.losses import LOSSES
+from stsbp_spec.models.losses import LOSSES, OF_POTENTIALS, CrossEntropy
 from stsbp_spec.models.losses.base import Loss
 from stsbp_spec.models.surrogates import SURROGATES
 from stsbp_spec.networks.ops import PSP
@@ -30,7 +30,6 @@ __all__ = [
     "MAX_STEPS",
     "batch_as_bytes",
     "check_batch",
-    "check_classes",
     "check_dropout",
     "check_frozen",
     "check_inputs",
@@ -93,7 +92,7 @@ def check_loss(loss: object, precision: Precision = "fast") -> None:
     if not isinstance(loss, Loss):
         losses = ", ".join(f"{type(example).__name__}()" for example in LOSSES.values())
         raise SpecError(f"a loss is one of {losses}, got {shown(loss)}")
-    if loss.of_potentials and precision == "reproducible":
+    if isinstance(loss, CrossEntropy) and precision == "reproducible":
         raise SpecError(
             f"the loss {loss.name} uses exp, which differs between libraries; for reproducible precision take the loss "
             "van-rossum, hamming or spike-count and output neurons that spike, or --precision fast"
@@ -125,7 +124,7 @@ def check_output(network: NetworkSpec, loss: Loss) -> None:
     if network.has_readout and not loss.of_potentials:
         raise SpecError(
             f"the network {network} ends with a readout, which has no spikes, and the loss {loss.name} reads spikes; "
-            "take the loss cross-entropy, or output neurons that spike"
+            f"take the loss {' or '.join(OF_POTENTIALS)}, or output neurons that spike"
         )
 
 
@@ -303,8 +302,10 @@ def check_part(samples: int, part: BatchSlice) -> None:
         )
 
 
-def check_batch(network: NetworkSpec, batch: Batch[Inputs], part_of: Callable[[int], BatchSlice] | None = None) -> int:
-    """Raise `ShapeError` unless inputs and targets fit the network and each other. Returns `T`.
+def check_batch(
+    network: NetworkSpec, loss: Loss, batch: Batch[Inputs], part_of: Callable[[int], BatchSlice] | None = None
+) -> int:
+    """Raise `ShapeError` unless inputs and targets fit the network, the loss and each other. Returns `T`.
 
     If the targets are those of a whole batch, `part_of` returns the part of a batch of this size to which the inputs
     belong.
@@ -313,8 +314,12 @@ def check_batch(network: NetworkSpec, batch: Batch[Inputs], part_of: Callable[[i
         raise ShapeError(f"a batch is a Batch of inputs and targets, got {type(batch).__name__}")
     targets = batch.targets
     _array("targets", targets)
-    if targets.dtype != np.uint8 or targets.ndim != 3 or targets.shape[0] < 1:
-        raise ShapeError(f"targets must be uint8 [T, B, N] with T >= 1, got {targets.dtype} {targets.shape}")
+    dtype = np.dtype(np.float32 if loss.real_targets else np.uint8)
+    if targets.dtype != dtype or targets.ndim != 3 or targets.shape[0] < 1:
+        raise ShapeError(
+            f"targets of the loss {loss.name} must be {dtype} [T, B, N] with T >= 1, got {targets.dtype} "
+            f"{targets.shape}"
+        )
     samples = check_inputs(network, batch.inputs, targets.shape[0])
     if part_of is not None:
         check_part(samples, part_of(targets.shape[1]))
@@ -322,13 +327,27 @@ def check_batch(network: NetworkSpec, batch: Batch[Inputs], part_of: Callable[[i
     expected: Shape = (targets.shape[0], samples, network.outputs)
     if targets.shape != expected:
         raise ShapeError(f"targets must be [T, B, N] = {expected}, got {targets.shape}")
-    if int(targets.max()) > 1:
-        raise ShapeError("targets are spike trains of 0 and 1")
     check_lengths(batch.lengths, samples, targets.shape[0])
+    if loss.real_targets:
+        _check_real(targets)
+    elif int(targets.max()) > 1:
+        raise ShapeError("targets are spike trains of 0 and 1")
+    if isinstance(loss, CrossEntropy):
+        _check_classes(batch)
     return int(targets.shape[0])
 
 
-def check_classes(batch: Batch[Inputs]) -> None:
+def _check_real(targets: AnyArray) -> None:
+    """Raise `NumericError` unless real targets, which may be those of padded steps, are finite."""
+    if not np.isfinite(targets).all():
+        step, sample, neuron = np.argwhere(~np.isfinite(targets))[0]
+        raise NumericError(
+            f"targets must be finite numbers, got {targets[step, sample, neuron]} at step {step} of sample {sample}, "
+            f"output {neuron}"
+        )
+
+
+def _check_classes(batch: Batch[Inputs]) -> None:
     """Raise `ShapeError` unless the targets of every sample determine its class."""
     counts = np.sort(without_padding(batch.targets, batch.lengths).sum(axis=0, dtype=np.int64), axis=-1)
     unclear = counts[:, -1] == (counts[:, -2] if counts.shape[-1] > 1 else 0)

@@ -457,6 +457,8 @@ class Operations(ABC, Generic[Array]):
     ) -> Array:
         """`dL/do` of the loss of a batch at the output, `[T, B, N]`: losses/. `s` holds `B` of its `batch` samples.
 
+        For a loss of potentials, `s` are the potentials of a readout, and the result is `dL/du`.
+
         `padding` holds native arrays of `equations.loss_padding`, which mark padded steps. None: no step is padded.
         """
         steps = len(s)
@@ -464,7 +466,8 @@ class Operations(ABC, Generic[Array]):
         values, constants = {"o": s, "target": targets}, dict[str, np.float32]()
         if padding is None:
             equations, counting = loss_equations(loss), COUNT
-            constants = {name: np.float32(value) for name, value in loss.constants(psp, steps, batch).items()}
+            layer_constants = loss.layer_constants(psp, steps, batch, s.shape[-1])
+            constants = {name: np.float32(value) for name, value in layer_constants.items()}
             counted_within = dict[str, Array]()
         else:
             equations, counting = padded_loss_equations(loss), COUNT_INSIDE

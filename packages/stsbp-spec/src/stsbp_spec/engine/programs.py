@@ -127,7 +127,8 @@ def _forward(
         if isinstance(loss, CrossEntropy):
             error = backend.readout_error(loss, trace.potentials(), target, part.batch, inside_part)
         else:
-            error = backend.loss_error(loss, network.output_psp, trace.output, target, part.batch, padded)
+            outputs = _output(network, trace)
+            error = backend.loss_error(loss, network.output_psp, outputs, target, part.batch, padded)
         errors.append(backend.mask_samples(error, part.count))
     return traces, errors, inside
 

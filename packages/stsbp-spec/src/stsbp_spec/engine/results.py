@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Generic, NamedTuple
 
 from stsbp_spec.contract.grid import WeightGrid, ZeroedErrors
 from stsbp_spec.models.encoders.packed import Inputs
-from stsbp_spec.typing import Array, Float32, Int64, UInt8
+from stsbp_spec.typing import AnyArray, Array, Float32, Int64, UInt8
 
 __all__ = [
     "Batch",
@@ -37,18 +37,19 @@ else:
 
 
 class Batch(NamedTuple, Generic[In]):
-    """Inputs and target spike trains.
+    """Inputs and targets.
 
     Attributes:
         inputs: uint8. With direct coding: images `[B, C, H, W]` of value `x / 256`. With events: frames
             `[T, B, C, H, W]` or `[T, B, N]`, or frames of zeros and ones as bits (`PackedFrames`).
-        targets: target spike trains, uint8 `[T, B, N]`; `T` is the number of steps.
+        targets: target spike trains, uint8 `[T, B, N]`; for a loss with `real_targets`, float32. `T` is the number of
+            steps.
         lengths: number of steps of each sample, int64 `[B]`, 1 to `T`. Later steps are padding (lengths.py), and their
             inputs and targets do not matter. None: all samples have `T` steps.
     """
 
     inputs: In
-    targets: UInt8
+    targets: AnyArray
     lengths: Int64 | None = None
 
 

@@ -17,7 +17,6 @@ from stsbp_spec.distributed.collective import Alone, BatchSlice, Collective
 from stsbp_spec.engine.checks import (
     batch_as_bytes,
     check_batch,
-    check_classes,
     check_dropout,
     check_frozen,
     check_inputs,
@@ -152,9 +151,7 @@ class Trainer(Generic[Array]):
         """
         backend, network = self.backend, self.network
         state, batch = _state(state), batch_as_bytes(network, batch)
-        check_batch(network, batch, self._part)
-        if self.loss.of_potentials:
-            check_classes(batch)
+        check_batch(network, self.loss, batch, self._part)
         steps, samples, _ = batch.targets.shape
         longest = self.collective.parts(samples)[0].count
         group_size = self._group_size(steps, longest)
@@ -405,9 +402,7 @@ def value_and_grad(
     check_dropout(dropout)
     check_weights(network, weights)
     batch = batch_as_bytes(network, batch)
-    check_batch(network, batch)
-    if loss.of_potentials:
-        check_classes(batch)
+    check_batch(network, loss, batch)
     native = {name: backend.asarray(w) for name, w in weights.items()}
     samples, alone = batch.targets.shape[1], Alone[Array]()
     parts = (BatchSlice(0, samples, samples),)

@@ -31,6 +31,7 @@ from stsbp_spec.errors import SpecError
 from stsbp_spec.models.learned import learned_name
 from stsbp_spec.models.lengths import inside
 from stsbp_spec.models.losses.base import AHEAD, STEP, Loss, LossStep, step_names
+from stsbp_spec.models.losses.cross_entropy import CrossEntropy
 from stsbp_spec.models.neurons.base import Adjoint, NeuronModel, Step
 from stsbp_spec.networks.ops.psp import PSP, FilterAdjoint, FilterStep, SynapticFilter
 from stsbp_spec.typing import AnyArray, Float32, Int64, Shape
@@ -520,7 +521,7 @@ def loss_equations(loss: Loss) -> LossEquations:
         return Names(f"state of the loss {loss.name}", {name: variable(name) for name in which})
 
     forward_step = loss.ahead(p, states(loss.states), Names("value of a step", {k: variable(k) for k in AHEAD}))
-    backward_step = loss.back(p, states(loss.back_states), step_names(forward_step))
+    backward_step = loss.back(p, states(loss.back_states), step_names(loss, forward_step))
     forward = None if forward_step is None else _pass(loss, "forward", forward_step, AHEAD, "r")
     return LossEquations(forward, _pass(loss, "backward", backward_step, STEP, "do"))
 
@@ -567,7 +568,7 @@ def loss_padding(loss: Loss, psp: PSP, lengths: Int64, batch: int, shape: Shape)
         The constants of each sample, float32 `[1, B, N]`; and which steps are within its length, uint8 `[T, B, N]`.
     """
     steps, samples, neurons = shape
-    constants = loss.constants_of(psp, lengths, batch)
+    constants = loss.constants_of(psp, lengths, batch, neurons)
     arrays: dict[str, AnyArray] = {
         name: np.broadcast_to(x.astype(np.float32)[None, :, None], (1, samples, neurons)).copy()
         for name, x in constants.items()
@@ -578,7 +579,7 @@ def loss_padding(loss: Loss, psp: PSP, lengths: Int64, batch: int, shape: Shape)
 
 def inside_name(loss: Loss) -> str:
     """The name that `loss_padding` gives to the array that marks the steps which are not padding."""
-    return "inside" if loss.of_potentials else str(padded_loss_equations(loss).inside)
+    return "inside" if isinstance(loss, CrossEntropy) else str(padded_loss_equations(loss).inside)
 
 
 def _pass(loss: Loss, direction: str, step: LossStep, inputs: tuple[str, ...], output: str) -> Recurrence:

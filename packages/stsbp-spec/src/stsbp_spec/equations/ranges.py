@@ -346,11 +346,14 @@ def flushes_of(model: NeuronModel | Surrogate | Loss, filter: SynapticFilter | N
         multiplied = (flushes_of(kind(surrogate=model)) for kind in NEURONS.values())  # type: ignore[call-arg]
         return own or next((flushes for flushes in multiplied if flushes), ())
     if isinstance(model, Loss):
-        counts = {"o": Range.of_count(1.0), "target": Range.of_count(1.0), "count": Range.of_count(_COUNT)}
-        counts["target_count"] = counts["count"]
-        passes, constants = loss_equations(model), model.constants(PSP(), 100, 100)
+        spike, count = Range.of_count(1.0), Range.of_count(_COUNT)
+        inputs = {} if model.of_potentials else {"o": spike, "count": count}
+        # A real target may be any number.
+        target = Range(smallest=_TINIEST, unit=_TINIEST, differ=_NORMAL) if model.real_targets else spike
+        inputs |= {"target": target, "target_count": count}
+        passes, constants = loss_equations(model), model.layer_constants(PSP(), 100, 100, 10)
         recurrences = [recurrence for recurrence in (passes.forward, passes.backward) if recurrence is not None]
-        return tuple(flush for recurrence in recurrences for flush in shown_flushes(recurrence, constants, counts))
+        return tuple(flush for recurrence in recurrences for flush in shown_flushes(recurrence, constants, inputs))
     equations = neuron_equations(filter or model.psp.filter(), model)
     # Sums of weights are multiples of a grid whose step is a normal number.
     sums = {"z": Range(smallest=_NORMAL, unit=_TINIEST)}

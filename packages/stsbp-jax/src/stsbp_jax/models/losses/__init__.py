@@ -84,7 +84,7 @@ def _padding(loss: Loss, psp: PSP, shape: Shape, lengths: ArrayLike) -> tuple[Ar
     numbers = jnp.asarray(lengths, np.int32)
     valid = (numbers >= 1) & (numbers <= steps)
     # Constants are Python numbers. They are computed for every possible length, and each sample selects its own.
-    constants = loss.constants_of(psp, np.arange(1, steps + 1), batch)
+    constants = loss.constants_of(psp, np.arange(1, steps + 1), batch, shape[-1])
     last_steps = jnp.clip(numbers, 1, steps) - 1
     padding = {
         name: jnp.broadcast_to(jnp.asarray(x, np.float32)[last_steps][None, :, None], (1, *shape[1:]))

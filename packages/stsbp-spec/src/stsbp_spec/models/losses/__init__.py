@@ -1,4 +1,4 @@
-"""Losses: distances between output spike trains and target spike trains."""
+"""Losses: distances between outputs and targets, mostly spike trains."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from stsbp_spec.errors import SpecError, did_you_mean
 from stsbp_spec.models.losses.base import Loss
 from stsbp_spec.models.losses.cross_entropy import CrossEntropy, CrossEntropyOfMaximum
 from stsbp_spec.models.losses.hamming import Hamming
+from stsbp_spec.models.losses.mean_squared_error import MeanSquaredError
 from stsbp_spec.models.losses.spike_count import SpikeCount
 from stsbp_spec.models.losses.van_rossum import VanRossum
 from stsbp_spec.models.user_classes import calling, imported, names_a_class, read_values, split
@@ -14,16 +15,25 @@ from stsbp_spec.validation import shown
 LOSSES: dict[str, Loss] = {loss.name: loss for loss in (VanRossum(), Hamming(), SpikeCount())}
 """All losses of spike trains by name."""
 
-OF_POTENTIALS: dict[str, CrossEntropy] = {loss.name: loss for loss in (CrossEntropy(), CrossEntropyOfMaximum())}
+OF_CLASSES: dict[str, CrossEntropy] = {loss.name: loss for loss in (CrossEntropy(), CrossEntropyOfMaximum())}
+"""All losses of a readout's potentials by name whose targets are classes."""
+
+OF_REAL_TARGETS: dict[str, Loss] = {loss.name: loss for loss in (MeanSquaredError(),)}
+"""All losses of a readout's potentials by name whose targets are real numbers."""
+
+OF_POTENTIALS: dict[str, Loss] = {**OF_CLASSES, **OF_REAL_TARGETS}
 """All losses of a readout's potentials by name."""
 
 __all__ = [
     "LOSSES",
+    "OF_CLASSES",
     "OF_POTENTIALS",
+    "OF_REAL_TARGETS",
     "CrossEntropy",
     "CrossEntropyOfMaximum",
     "Hamming",
     "Loss",
+    "MeanSquaredError",
     "SpikeCount",
     "VanRossum",
     "parse_loss",

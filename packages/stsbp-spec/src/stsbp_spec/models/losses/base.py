@@ -1,4 +1,8 @@
-"""The base class of losses: distances between output and target spike trains, and their errors as equations."""
+"""The base class of losses: distances between outputs and targets, and their errors as equations.
+
+Outputs and targets are spike trains. With `of_potentials`, outputs are the potentials of a readout, and with
+`real_targets`, targets are real numbers.
+"""
 
 from __future__ import annotations
 
@@ -17,13 +21,14 @@ from stsbp_spec.errors import NumericError, SpecError
 from stsbp_spec.models.lengths import inside
 from stsbp_spec.models.user_classes import Guarded, constants_by_name, declared, returns
 from stsbp_spec.networks.ops.psp import PSP
-from stsbp_spec.typing import AnyArray, Float64, Int64, UInt8
+from stsbp_spec.typing import AnyArray, Float64, Int64
 from stsbp_spec.validation import array_of, real
 
-__all__ = ["AHEAD", "STEP", "Loss", "LossStep", "joined", "step_names"]
+__all__ = ["AHEAD", "STEP", "Loss", "LossStep", "joined", "step_names", "step_values"]
 
 AHEAD = ("o", "target")
-STEP = (*AHEAD, "count", "target_count", "r")
+_COUNTS = ("count", "target_count")
+STEP = (*AHEAD, *_COUNTS, "r")
 """`AHEAD`: values that a step of the forward pass may use. `STEP`: values for the backward pass and the distance."""
 
 
@@ -41,7 +46,7 @@ class LossStep:
 
 @dataclass(frozen=True)
 class Loss(metaclass=Guarded):
-    """A distance between spike trains. The loss of a batch is the mean over its samples.
+    """A distance between outputs and targets. The loss of a batch is the mean over its samples.
 
     Samples may have different numbers of steps (lengths.py). A sample of length `L` has the same distance and errors as
     if it were computed alone with `T = L`. Its errors are zero at all padded steps.
@@ -56,7 +61,9 @@ class Loss(metaclass=Guarded):
         name: name in settings and messages.
         parameters: names of the constants of both passes.
         states, back_states: names of the states of each pass. They are zero before its first step.
-        of_potentials: whether the loss reads the potentials of a readout instead of spikes (cross_entropy.py).
+        of_potentials: whether the loss reads the potentials of a readout instead of spikes (mean_squared_error.py,
+            cross_entropy.py). There are then no spike counts.
+        real_targets: whether targets are real numbers, float32, instead of spikes. This needs `of_potentials`.
     """
 
     name: ClassVar[str]
@@ -64,6 +71,7 @@ class Loss(metaclass=Guarded):
     states: ClassVar[tuple[str, ...]] = ()
     back_states: ClassVar[tuple[str, ...]] = ()
     of_potentials: ClassVar[bool] = False
+    real_targets: ClassVar[bool] = False
 
     def __init_subclass__(cls) -> None:
         super().__init_subclass__()
@@ -71,19 +79,23 @@ class Loss(metaclass=Guarded):
 
     def __post_init__(self) -> None:
         declared(self, name=str, parameters=(tuple, list, str))
+        if self.real_targets and not self.of_potentials:
+            raise SpecError(
+                f"the loss {self.name} has real_targets, so it must read potentials: set of_potentials = True"
+            )
         for field in fields(self):
             check = field.metadata.get("check", _plain)
             object.__setattr__(self, field.name, check(field.name, getattr(self, field.name)))
 
-    def distance(self, spikes: UInt8, targets: UInt8, psp: PSP) -> Float64:
+    def distance(self, spikes: AnyArray, targets: AnyArray, psp: PSP) -> Float64:
         """Distance of each sample, float64.
 
         Every backend reports losses through this function. The spikes are the same bits on all backends. The distance
         of a sample does not depend on the other samples of its batch, nor on the layout of the arrays.
 
         Args:
-            spikes: output spike trains, `[T, ...B, N]`.
-            targets: target spike trains, broadcastable to the shape of `spikes`.
+            spikes: output spike trains, `[T, ...B, N]`; for a loss of potentials, float32 potentials.
+            targets: target spike trains, or real targets, broadcastable to the shape of `spikes`.
             psp: the output layer's synaptic filter.
 
         Returns:
@@ -120,7 +132,7 @@ class Loss(metaclass=Guarded):
         `p` holds the constants for a batch of one sample. None: the distance is in `distance`, in numpy."""
         return None
 
-    def parts(self, spikes: UInt8, targets: UInt8, psp: PSP, lengths: Int64 | None = None) -> Float64 | None:
+    def parts(self, spikes: AnyArray, targets: AnyArray, psp: PSP, lengths: Int64 | None = None) -> Float64 | None:
         """Contribution of each step and neuron to the distance, `[T, ...B, N]`. `joined` adds them.
 
         If outputs are compared with several targets, these contributions allow a filter to run only once over the
@@ -133,12 +145,13 @@ class Loss(metaclass=Guarded):
         shape = np.broadcast_shapes(spikes.shape, targets.shape)
         o, target = (np.broadcast_to(x, shape).astype(np.float64) for x in (spikes, targets))
         if lengths is None:
-            p: tuple[Any, ...] = tuple(np.float64(x) for x in _by_name(self, self.constants(psp, len(spikes), 1)))
+            constants = self.layer_constants(psp, len(spikes), 1, shape[-1])
+            p: tuple[Any, ...] = tuple(np.float64(x) for x in _by_name(self, constants))
         else:
             sample_lengths = np.broadcast_to(lengths, shape[1:-1])
             is_inside = inside(sample_lengths, shape[0])[..., None]
             o, target = o * is_inside, target * is_inside
-            p = tuple(x[..., None] for x in self.constants_of(psp, sample_lengths, 1).values())
+            p = tuple(x[..., None] for x in self.constants_of(psp, sample_lengths, 1, shape[-1]).values())
         count, target_count = o.sum(axis=0), target.sum(axis=0)
         states: tuple[Any, ...] = tuple(np.zeros(shape[1:]) for _ in self.states)
         r = np.zeros(shape[1:])
@@ -154,7 +167,7 @@ class Loss(metaclass=Guarded):
             raise NumericError(f"the loss {self.name} measures a distance that is not finite, first at step {step}")
         return o
 
-    def mean(self, spikes: AnyArray, targets: UInt8, psp: PSP, lengths: Int64 | None = None) -> float:
+    def mean(self, spikes: AnyArray, targets: AnyArray, psp: PSP, lengths: Int64 | None = None) -> float:
         """Loss of a batch: the mean of its distances. Their sum is rounded once, so their order does not matter."""
         distances = self.distances(spikes, targets, psp, lengths)
         if not np.isfinite(distances).all():
@@ -168,10 +181,15 @@ class Loss(metaclass=Guarded):
         `steps` is the number of steps of a sample. If samples have different lengths, it is the sample's own length.
         """
 
-    def constants_of(self, psp: PSP, lengths: AnyArray, batch: int) -> dict[str, Float64]:
-        """`constants` for each sample of a batch, float64, in the shape of `lengths` and the order of `parameters`."""
+    def layer_constants(self, psp: PSP, steps: int, batch: int, neurons: int) -> Mapping[str, float]:
+        """`constants`, for losses whose constants also depend on the number of output neurons: override this method."""
+        return self.constants(psp, steps, batch)
+
+    def constants_of(self, psp: PSP, lengths: AnyArray, batch: int, neurons: int) -> dict[str, Float64]:
+        """`layer_constants` of each sample of a batch, float64, in the shape of `lengths`, in the order of
+        `parameters`."""
         different, which = np.unique(lengths, return_inverse=True)
-        rows = [_by_name(self, self.constants(psp, int(length), batch)) for length in different]
+        rows = [_by_name(self, self.layer_constants(psp, int(length), batch, neurons)) for length in different]
         columns = np.array(rows, np.float64).reshape(len(different), len(self.parameters)).T
         row_indices = which.reshape(np.shape(lengths))
         return {name: column[row_indices] for name, column in zip(self.parameters, columns, strict=True)}
@@ -218,6 +236,7 @@ def _measured(name: str, _: object, returned: object) -> Expr | None:
 
 _GUARDS = {
     "constants": _constants,
+    "layer_constants": _constants,
     "measure": _measured,
     "ahead": returns(LossStep, type(None)),
     "back": returns(LossStep),
@@ -228,9 +247,17 @@ def _by_name(loss: Loss, constants: Mapping[str, float]) -> list[float]:
     return [constants[name] for name in loss.parameters]
 
 
-def step_names(forward_step: LossStep | None) -> Names:
-    """What the backward pass and the distance may use. Without a forward pass, there is no `r`."""
-    return Names("value of a step", {name: variable(name) for name in STEP if name != "r" or forward_step is not None})
+def step_values(loss: Loss, *, ahead: bool) -> tuple[str, ...]:
+    """Names of what the backward pass and the distance may use. `ahead`: whether the loss has a forward pass."""
+    # Potentials and real targets have no counts, and their sums would not be exact.
+    missing = (*(_COUNTS if loss.of_potentials else ()), *(() if ahead else ("r",)))
+    return tuple(name for name in STEP if name not in missing)
+
+
+def step_names(loss: Loss, forward_step: LossStep | None) -> Names:
+    """`step_values` as variables."""
+    names = step_values(loss, ahead=forward_step is not None)
+    return Names("value of a step", {name: variable(name) for name in names})
 
 
 @cache
@@ -242,7 +269,7 @@ def _measuring(loss: Loss) -> tuple[Any, Any] | None:
     p = Names(f"constant of the loss {loss.name}", {name: variable(name) for name in loss.parameters})
     s = Names(f"state of the loss {loss.name}", {name: variable(name) for name in loss.states})
     step = loss.ahead(p, s, Names("value of a step", {name: variable(name) for name in AHEAD}))
-    value = loss.measure(p, step_names(step))
+    value = loss.measure(p, step_names(loss, step))
     if value is None:
         return None
     forward = None

@@ -28,13 +28,13 @@ from stsbp_spec.equations.stored import (
     words,
 )
 from stsbp_spec.errors import SpecError
-from stsbp_spec.models.losses.base import AHEAD, STEP, Loss, LossStep, step_names
+from stsbp_spec.models.losses.base import AHEAD, Loss, LossStep, step_names, step_values
 from stsbp_spec.networks.ops.psp import PSP
 from stsbp_spec.validation import shown
 
 __all__ = ["StoredLoss", "as_text", "from_text"]
 
-_CONSTANT_SYMBOLS = ("tau_s", "tau_rise", "steps", "batch")
+_CONSTANT_SYMBOLS = ("tau_s", "tau_rise", "steps", "batch", "neurons")
 _MOST_NODES = 1024
 _MOST_BITS = 1000
 """Largest size of an integer in bits. Numbers of steps and batch sizes have at most 30 bits."""
@@ -77,7 +77,8 @@ class _Symbol:
 
     def _no(self, *_: object) -> Any:
         raise SpecError(
-            "the constants of a loss that a run stores may use only + - * / of psp.tau_s, psp.tau_rise, steps and batch"
+            "the constants of a loss that a run stores may use only + - * / of psp.tau_s, psp.tau_rise, steps, batch "
+            "and neurons"
         )
 
     __bool__ = __float__ = __int__ = __index__ = __pow__ = __rpow__ = __abs__ = __lt__ = __le__ = __gt__ = __ge__ = _no
@@ -157,8 +158,8 @@ class _Constants:
         if any(type(n) is not int or not 0 <= n < len(self.nodes) for n in self.roots.values()):
             raise ValueError("a constant refers to an operation that does not exist")
 
-    def values(self, psp: PSP, steps: int, batch: int) -> dict[str, float]:
-        inputs = {"tau_s": psp.tau_s, "tau_rise": psp.tau_rise, "steps": steps, "batch": batch}
+    def values(self, psp: PSP, steps: int, batch: int, neurons: int) -> dict[str, float]:
+        inputs = {"tau_s": psp.tau_s, "tau_rise": psp.tau_rise, "steps": steps, "batch": batch, "neurons": neurons}
         values: list[Any] = []
         for op, *args in self.nodes:
             if op in _OPERATIONS:
@@ -192,7 +193,7 @@ def as_text(loss: Loss) -> str:
         )
     p, s, b = placeholders("p", loss.parameters), placeholders("s", loss.states), placeholders("b", loss.back_states)
     forward_step = loss.ahead(p, s, Names("value of a step", {name: variable(name) for name in AHEAD}))
-    x = step_names(forward_step)
+    x = step_names(loss, forward_step)
     measured, backward_step = loss.measure(p, x), loss.back(p, b, x)
     if measured is None:
         raise SpecError(f"the loss {loss.name} has no distance: write `measure`")
@@ -205,7 +206,7 @@ def as_text(loss: Loss) -> str:
         roots |= {} if step is None else {f"{kind}.{name}": value for name, value in step.states.items()}
     roots |= {} if forward_step is None else {"r": forward_step.value}
     psp: Any = _SymbolicPSP()
-    constants = loss.constants(psp, _Symbol("steps"), _Symbol("batch"))  # type: ignore[arg-type]
+    constants = loss.layer_constants(psp, *map(_Symbol, ("steps", "batch", "neurons")))  # type: ignore[arg-type]
     if set(constants) != set(loss.parameters):
         raise SpecError(f"the loss {loss.name}: `parameters` and `constants` name different constants")
     text = dumped(
@@ -216,13 +217,14 @@ def as_text(loss: Loss) -> str:
             "ahead": forward_step is not None,
             "states": list(loss.states) if forward_step is not None else [],
             "back_states": list(loss.back_states),
+            **({"outputs": kind} if (kind := _kind(loss)) != _SPIKES else {}),
             **nodes_of({name: _number(x) for name, x in roots.items()}),
         }
     )
     # Symbols cannot show whether `constants` takes another branch for other values, so compare some values.
-    for psp, steps, batch in ((PSP(3.0), 7, 5), (PSP(1.5), 1, 1), (PSP(5.0, 2.0), 12, 64)):
-        if from_text(text).constants(psp, steps, batch) != {
-            k: float(v) for k, v in loss.constants(psp, steps, batch).items()
+    for numbers in ((PSP(3.0), 7, 5, 2), (PSP(1.5), 1, 1, 1), (PSP(5.0, 2.0), 12, 64, 10)):
+        if from_text(text).layer_constants(*numbers) != {
+            k: float(v) for k, v in loss.layer_constants(*numbers).items()
         }:
             raise SpecError(
                 f"the constants of the loss {loss.name} cannot be stored: they must be the same + - * / "
@@ -238,6 +240,15 @@ def _number(x: Any) -> Expr:
     return where(x, 1, 0) if x.is_condition else x
 
 
+_SPIKES = "spikes"
+_KINDS = {_SPIKES: (False, False), "potentials": (True, False), "potentials and real targets": (True, True)}
+"""`Loss.of_potentials` and `Loss.real_targets`, by the words of a text."""
+
+
+def _kind(loss: Loss) -> str:
+    return next(kind for kind, flags in _KINDS.items() if flags == (loss.of_potentials, loss.real_targets))
+
+
 class _LossContents:
     """The contents of a text, checked."""
 
@@ -249,6 +260,7 @@ class _LossContents:
             self.constants = _Constants(data["constants"])
             self.ahead = data["ahead"] is True
             self.states, self.back_states = words(data["states"]), words(data["back_states"])
+            self.of_potentials, self.real_targets = _KINDS[data.get("outputs", _SPIKES)]
             roots = {"distance", "error", *(f"b.{name}" for name in self.back_states)}
             roots |= {"r", *(f"s.{name}" for name in self.states)} if self.ahead else set()
             self.graph = StoredExpressions("loss", data, roots)
@@ -280,9 +292,22 @@ class StoredLoss(Stored[_LossContents], Loss):
         """Names of the states of the backward pass."""
         return self.data.back_states
 
+    @property
+    def of_potentials(self) -> bool:  # type: ignore[override]
+        """Whether it reads potentials."""
+        return self.data.of_potentials
+
+    @property
+    def real_targets(self) -> bool:  # type: ignore[override]
+        """Whether its targets are real numbers."""
+        return self.data.real_targets
+
     def constants(self, psp: PSP, steps: int, batch: int) -> Mapping[str, float]:
+        return self.layer_constants(psp, steps, batch, 1)
+
+    def layer_constants(self, psp: PSP, steps: int, batch: int, neurons: int) -> Mapping[str, float]:
         with refusing("loss"):
-            return self.data.constants.values(psp, steps, batch)
+            return self.data.constants.values(psp, steps, batch, neurons)
 
     def measure(self, p: Names, x: Names) -> Expr:
         return self._built(("distance",), self._variables(p, x, self._step))[0]
@@ -301,7 +326,7 @@ class StoredLoss(Stored[_LossContents], Loss):
 
     @property
     def _step(self) -> tuple[str, ...]:
-        return STEP if self.data.ahead else tuple(name for name in STEP if name != "r")
+        return step_values(self, ahead=self.data.ahead)
 
     def _variables(self, p: Names, x: Names, inputs: tuple[str, ...]) -> dict[str, Expr]:
         return {f"p.{name}": getattr(p, name) for name in self.parameters} | {name: getattr(x, name) for name in inputs}
