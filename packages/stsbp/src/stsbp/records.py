@@ -87,6 +87,7 @@ class SumsRecord(Record):
     errors: dict[str, Count] = Field(default_factory=dict)
     zeroed: dict[str, Count] = Field(default_factory=dict)
     padded: Amount = 0.0
+    squared_error: Amount | None = None
 
     @model_validator(mode="after")
     def _fits(self) -> SumsRecord:
@@ -140,13 +141,16 @@ class InputsRecord(Record):
     classes: list[str]
     neurons: Annotated[int, Field(ge=0, lt=10**9)] = 0
     input_max: Annotated[int, Field(ge=1, le=255)] = 1
+    real_targets: bool = False
 
     @model_validator(mode="after")
     def _fits(self) -> InputsRecord:
         if math.prod(self.shape) >= 2**31:
             raise ValueError(f"an input of shape {self.shape} has too many numbers")
         if (len(self.classes) == 0) != (self.neurons > 0):
-            raise ValueError("there must be classes, or else neurons of a target raster")
+            raise ValueError("there must be classes, or else neurons of a target sequence")
+        if self.real_targets and not self.neurons:
+            raise ValueError("there are real-valued targets, but no neurons of a target sequence")
         return self
 
 
@@ -262,6 +266,30 @@ class SpikeMeasuresRecord(_SpikeMeasures):
         return self
 
 
+class _RegressionErrors(Record):
+    """Errors of real-valued outputs, or of a simple prediction. R2 is missing if the targets do not vary."""
+
+    mse: Amount | None
+    r2: Number | None
+    smape: Amount | None
+
+
+class _RegressionByNeuron(Record):
+    """The same for each output."""
+
+    mse: list[Amount | None]
+    r2: list[Number | None]
+    smape: list[Amount | None]
+
+
+class RegressionRecord(_RegressionErrors):
+    """Errors of real-valued outputs (`stsbp.measures.regression.RegressionTotals`) beside those of simple
+    predictions."""
+
+    by_neuron: _RegressionByNeuron
+    baselines: dict[str, _RegressionErrors]
+
+
 class Figures(Record):
     """Loss, spike rates, and the quality of the outputs: accuracies, measures of spike times, or both.
 
@@ -280,15 +308,17 @@ class Figures(Record):
     hamming: Number | None = None
     tolerance: Count | None = None
     measures: SpikeMeasuresRecord | None = None
+    mse: Amount | None = None
+    regression: RegressionRecord | None = None
     grids: dict[str, _Grid] = Field(default_factory=dict)
 
     @model_validator(mode="after")
     def _how_good(self) -> Figures:
         of_classes = ("accuracy", "accuracy_spike_count")
         of_spikes = ("precision", "recall", "f1", "van_rossum", "hamming")
-        present = [names for names in (of_classes, of_spikes) if self.model_fields_set.intersection(names)]
+        present = [names for names in (of_classes, of_spikes, ("mse",)) if self.model_fields_set.intersection(names)]
         if not present or any(getattr(self, name) is None for names in present for name in names):
-            raise ValueError("it has neither all accuracies nor all figures of spike times")
+            raise ValueError("it has neither all accuracies nor all figures of spike times nor a mean squared error")
         return self
 
 

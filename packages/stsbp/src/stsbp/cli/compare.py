@@ -29,7 +29,7 @@ __all__ = ["command"]
 
 _FIGURES = (
     *("accuracy", "accuracy_spike_count", "precision", "recall", "f1"),
-    *("van_rossum", "hamming", "loss"),
+    *("van_rossum", "hamming", "mse", "loss"),
 )
 _MATCHED = {"precision": "precision", "recall": "recall", "f1": "F1"}
 """Figures that have a tolerance."""
@@ -170,6 +170,22 @@ def _spike_times(records: Sequence[Mapping[str, Any]]) -> list[tuple[str, list[s
     return [(name, [cells.get(number, "-") for number in range(len(records))]) for name, cells in rows.items()]
 
 
+def _regression(records: Sequence[Mapping[str, Any]]) -> list[tuple[str, list[str]]]:
+    """Rows of R2 and sMAPE of runs whose targets are real numbers, beside sMAPE of the target of the step before."""
+    errors = [record.get("regression") or {} for record in records]
+    last = [error.get("baselines", {}).get("last_value", {}) for error in errors]
+    rows = [
+        ("R2", [error.get("r2") for error in errors], "{:.4f}"),
+        ("sMAPE", [error.get("smape") for error in errors], "{:.2f} %"),
+        ("sMAPE of the target of the step before", [error.get("smape") for error in last], "{:.2f} %"),
+    ]
+    return [
+        (name, ["-" if value is None else form.format(value) for value in values])
+        for name, values, form in rows
+        if any(value is not None for value in values)
+    ]
+
+
 def _table(run_facts: list[dict[str, Any]], columns: int | None) -> str:
     """The runs side by side, as many as fit into the width of a terminal. The other runs follow below."""
     names = [real(Path(fact["run"])).name for fact in run_facts]
@@ -198,7 +214,7 @@ def _table(run_facts: list[dict[str, Any]], columns: int | None) -> str:
             rows.append((f"{split} samples", [str(count or "-") for count in counts]))
         for key in _FIGURES:
             if any(key in record for record in records):
-                shown = ".4f" if key in ("van_rossum", "hamming", "loss") else ".2%"
+                shown = ".4g" if key == "mse" else ".4f" if key in ("van_rossum", "hamming", "loss") else ".2%"
                 cells = [format(record[key], shown) if key in record else "-" for record in records]
                 measured = [fact for fact, record in zip(run_facts, records, strict=True) if key in record]
                 mark = "" if _are_comparable(measured, split, key) else " *"
@@ -209,6 +225,7 @@ def _table(run_facts: list[dict[str, Any]], columns: int | None) -> str:
         spike_times = _spike_times(records)
         marked |= bool(mark and spike_times)
         rows += [(f"{split} {name}{mark}", cells) for name, cells in spike_times]
+        rows += [(f"{split} {name}", cells) for name, cells in _regression(records)]
     trained = [fact["training"] or {} for fact in run_facts]
     for layer in dict.fromkeys(name for record in trained for name in record.get("rates", {})):
         cells = [f"{r['rates'][layer]:.4f}" if layer in r.get("rates", {}) else "-" for r in trained]

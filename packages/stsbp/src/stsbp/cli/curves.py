@@ -36,6 +36,7 @@ from stsbp.training.evaluate_run import check_on
 from stsbp.training.noise import KINDS, parse_noise
 from stsbp.training.overlap import check_on_other, names_on, warn_of_seen
 from stsbp.training.progress import choose_reporter
+from stsbp.training.quality import QUALITIES, quality_of
 from stsbp.training.run_folder import RunFolder
 from stsbp.training.timing import Measuring
 from stsbp.training.timing_text import chance_f1, timing_text
@@ -91,7 +92,8 @@ def command(
 
     If labels are classes, the command shows the accuracy for each amount of noise. The command also shows the accuracy
     after each step, computed from the outputs up to this step. If labels are spike trains, the command shows only the
-    F1 score, its chance level and the timing errors for each amount of noise.
+    F1 score, its chance level and the timing errors for each amount of noise; if targets are real numbers, the mean
+    squared error.
     """
     check_on(on, split)
     if plot is not None:
@@ -178,10 +180,13 @@ def _subset(samples: Split, count: int | None) -> Split:
 
 def _measure(record: dict[str, Any]) -> str:
     """The quality measure of a run: that of classes, or that of spike trains."""
-    return "accuracy" if "time" in record else "f1"
+    if "time" in record:
+        return "accuracy"
+    figures = next(iter(record["noise"].values()))[0]
+    return quality_of(figures).key
 
 
-_NAMES = {"accuracy": "accuracy", "f1": f"F1 {within(TOLERANCE)}"}
+_NAMES = {"accuracy": "accuracy", "f1": f"F1 {within(TOLERANCE)}", "mse": "mean squared error"}
 
 
 def _by_noise(curve_records: Sequence[dict[str, Any]]) -> dict[tuple[str, str], list[dict[str, Any]]]:
@@ -222,7 +227,8 @@ def _text(curve_records: Sequence[dict[str, Any]]) -> str:
     for (name, key), group_records in _by_noise(curve_records).items():
         parts += ["", f"{_NAMES[key]} by {name} ({_meaning(name, group_records)}):"]
         parts += _table(
-            name, [(r["run"], {e["amount"]: f"{e[key]:.2%}" for e in r["noise"][name]}) for r in group_records]
+            name,
+            [(r["run"], {e["amount"]: QUALITIES[key].text(e[key]) for e in r["noise"][name]}) for r in group_records],
         )
         if key == "f1":
             parts += _spike_times(name, group_records)
@@ -282,7 +288,7 @@ def _plot(curve_records: Sequence[dict[str, Any]], losses: Sequence[str], path: 
         for number, (record, name) in enumerate(zip(curve_records, names, strict=True)):
             rows = record["noise"].get(curve, []) if x == "amount" else record.get(curve, [])
             if rows and _measure(record) == key:
-                y = [100 * row[key] for row in rows]
+                y = [(100 if QUALITIES[key].is_share else 1) * row[key] for row in rows]
                 (plot_lines[name],) = panel.plot([row[x] for row in rows], y, marker=".", color=f"C{number}")
                 chances = [chance_f1(row["measures"]) for row in rows if key == "f1" and "measures" in row]
                 if len(chances) == len(rows) and None not in chances:
@@ -293,7 +299,7 @@ def _plot(curve_records: Sequence[dict[str, Any]], losses: Sequence[str], path: 
         if x == "step" or curve == "jitter":
             panel.xaxis.get_major_locator().set_params(integer=True)
         panel.set_xlabel(axis_text, fontsize=7)
-        panel.set_ylabel(f"{_NAMES[key]}, %", fontsize=8)
+        panel.set_ylabel(f"{_NAMES[key]}{', %' if QUALITIES[key].is_share else ''}", fontsize=8)
         panel.tick_params(labelsize=7)
         panel.grid(color="0.9")
     axes[0].legend([*plot_lines.values()], [*plot_lines], fontsize=7)

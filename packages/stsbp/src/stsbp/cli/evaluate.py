@@ -33,6 +33,7 @@ from stsbp.training.build import TOLERANCE, decoders
 from stsbp.training.evaluate import Evaluation
 from stsbp.training.evaluate_run import EvaluationRequest, evaluate_run
 from stsbp.training.progress import group_reporter
+from stsbp.training.regression_text import errors_table
 from stsbp.training.run_folder import RunFolder
 from stsbp.training.timing import Measuring
 from stsbp.training.trained import load_trained
@@ -105,6 +106,9 @@ def command(
     The command prints the loss and the spike rates. If labels are classes, the command also prints the confusion
     matrix, and one accuracy for each of two rules that choose the class.
 
+    If targets are real numbers, the command prints the mean squared error, R2 and sMAPE beside those of two simple
+    predictions: the mean of the targets, and the target of the step before.
+
     Networks with a readout have no output spikes. For other networks, the command also prints how well the output
     spikes follow the target spikes. Precision, recall and F1 show how many output spikes match target spikes. The
     command also prints timing errors, the distances of van Rossum, Hamming and Victor-Purpura, and the number of steps
@@ -151,7 +155,9 @@ def command(
         return
     title, inputs = split if on is None else on, trained.task.inputs
     evaluation, tolerance = evaluated.evaluation, evaluated.tolerance
-    if inputs.sequences:
+    if inputs.real_targets:
+        say(_regression_text(evaluation, title))
+    elif inputs.sequences:
         say(_sequence_text(evaluation, title, tolerance))
     else:
         say(_text(evaluation, title, inputs.classes, trained.network, tolerance))
@@ -166,6 +172,19 @@ def _sequence_text(evaluation: Evaluation, split: str, tolerance: int) -> str:
             *_followed(means, evaluation.sums.sequence, tolerance),
             f"loss        {means['loss']:.4f}",
             *_spike_times(evaluation, means),
+            *_rates(means),
+        ]
+    )
+
+
+def _regression_text(evaluation: Evaluation, split: str) -> str:
+    means = evaluation.means()
+    return "\n".join(
+        [
+            f"{split}: {means['samples']} samples, {means['samples'] / max(1e-9, evaluation.sums.seconds):.0f} a "
+            "second",
+            *errors_table(means["regression"]),
+            f"loss {means['loss']:.6g}",
             *_rates(means),
         ]
     )

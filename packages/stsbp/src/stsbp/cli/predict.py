@@ -202,7 +202,9 @@ def command(
         section = samples_section(title, views, names, threshold, of_classes=not inputs.sequences)
         PAGE.write(draw, page(title, [section]).encode())
     predicted = trained.predict(batch, lengths)
-    if inputs.sequences:
+    if inputs.real_targets:
+        _say_values(samples, predicted, as_json=as_json)
+    elif inputs.sequences:
         _say_spikes(samples, predicted, as_json=as_json)
     else:
         _say_classes(samples, predicted, decoders(trained.network.has_readout), as_json=as_json)
@@ -216,14 +218,14 @@ class _InputSample(NamedTuple):
         title: the same as text.
         inputs: an image `[C, H, W]`, or frames of at most `T` steps, `[..., C, H, W]`.
         label: name of its class; None: not known.
-        targets: steps at which each output neuron should spike; None: not known.
+        targets: steps at which each output neuron should spike, or its target at each step; None: not known.
     """
 
     origin: dict[str, Any]
     title: str
     inputs: UInt8
     label: str | None = None
-    targets: list[list[int]] | None = None
+    targets: list[list[Any]] | None = None
 
 
 def _label(path: Path, classes: Sequence[str]) -> str | None:
@@ -252,7 +254,9 @@ def _of_data_set(trained: Trained, split: str, numbers: Sequence[int], data_dir:
         x = inputs[:length, b] if events else inputs[b]
         origin, title = {"split": split, "sample": number}, f"{split} sample {number}"
         if trained.task.inputs.sequences:
-            targets = [np.flatnonzero(train).tolist() for train in batch.targets[:length, b].T]
+            trains = batch.targets[:length, b].T
+            real = trained.task.inputs.real_targets
+            targets = trains.tolist() if real else [np.flatnonzero(train).tolist() for train in trains]
             samples.append(_InputSample(origin, title, x, targets=targets))
         else:
             samples.append(_InputSample(origin, title, x, trained.names[labels[b]]))
@@ -272,6 +276,25 @@ def _say_spikes(samples: Sequence[_InputSample], predicted: Predicted, *, as_jso
             text_lines.append(f"  {neuron:>4}  {_steps_text(times)}")
             text_lines += [f"   and  {_steps_text(sample.targets[neuron])}"] if sample.targets is not None else []
         say("\n".join(text_lines))
+
+
+def _say_values(samples: Sequence[_InputSample], predicted: Predicted, *, as_json: bool) -> None:
+    """Print the output of each neuron at each step, for each sample."""
+    for sample, outputs in zip(samples, predicted.values, strict=True):
+        targets = {} if sample.targets is None else {"targets": sample.targets}
+        if as_json:
+            click.echo(json.dumps({**sample.origin, "outputs": outputs, **targets}))
+            continue
+        text_lines = [f"{printable(sample.title)}: output of each neuron by step"]
+        text_lines[0] += ", and its target" if targets else ""
+        for neuron, values in enumerate(outputs):
+            text_lines.append(f"  {neuron:>4}  {_values_text(values)}")
+            text_lines += [f"   and  {_values_text(sample.targets[neuron])}"] if sample.targets is not None else []
+        say("\n".join(text_lines))
+
+
+def _values_text(values: Sequence[float]) -> str:
+    return " ".join(f"{value:.4g}" for value in values)
 
 
 def _steps_text(times: Sequence[int]) -> str:

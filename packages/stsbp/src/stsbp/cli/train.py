@@ -42,6 +42,7 @@ from stsbp.training.execute import Caller, execute
 from stsbp.training.loop import Outcome, Stopped, stop_on_signals
 from stsbp.training.plan import SAME, check_resume, plan_run, settings_sources, shared, typed_settings
 from stsbp.training.progress import group_reporter
+from stsbp.training.regression_text import errors_text
 from stsbp.training.run_folder import RunFolder
 
 __all__ = ["command"]
@@ -177,6 +178,9 @@ def _result(folder: RunFolder, outcome: Outcome, *, has_readout: bool) -> None:
     rule, count_rule = decoders(has_readout)
     if not test:
         click.echo("no test set (--no-test): nothing was tested")
+    elif "regression" in test:
+        errors = errors_text(test["regression"])
+        click.echo(f"test {errors}, loss {test['loss']:.6g}, {test['samples']} samples")
     elif "accuracy" not in test:
         click.echo(
             f"test precision {test['precision']:.2%}, recall {test['recall']:.2%}, F1 {test['f1']:.2%} "

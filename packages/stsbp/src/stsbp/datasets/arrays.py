@@ -22,7 +22,7 @@ from stsbp_spec.validation import array_of, listed, shown
 
 from stsbp.datasets.base import MOST_CLASSES, Dataset, FrameSplit, Request, Split, cut_test
 from stsbp.datasets.info import DatasetInfo
-from stsbp.datasets.sequences import SequenceSplit, axis_order_error, may_be_swapped
+from stsbp.datasets.sequences import SequenceSplit, axis_order_error, may_be_swapped, real_targets
 from stsbp.errors import DataError, did_you_mean
 
 __all__ = ["ARRAYS", "FORMS", "GivenData", "given_data", "listed_names"]
@@ -106,16 +106,16 @@ class _Images:
 
 
 class _ImagesWithTargets(_Images):
-    """Images whose answers are target spike trains `[n, T, N]`."""
+    """Images whose answers are target sequences `[n, T, N]`: spike trains, uint8, or real numbers, float32."""
 
-    def __init__(self, images: UInt8, targets: UInt8) -> None:
+    def __init__(self, images: UInt8, targets: AnyArray) -> None:
         labels = np.zeros(len(images), np.int64)
         super().__init__(images, labels)
-        self._targets = FrameSplit(FrameSplit.store(targets), labels, targets.shape[1])
+        self._targets = targets
 
-    def targets(self, indices: Int64) -> UInt8:
-        """Target spike trains of some samples, `[T, B, N]`."""
-        return self._targets.inputs(indices)
+    def targets(self, indices: Int64) -> AnyArray:
+        """Targets of some samples, `[T, B, N]`."""
+        return np.ascontiguousarray(np.swapaxes(self._targets[indices], 0, 1))
 
 
 @dataclass(frozen=True)
@@ -124,8 +124,13 @@ class _Samples:
 
     inputs: UInt8
     labels: Int64 | None
-    targets: UInt8 | None
+    targets: AnyArray | None
     lengths: Int64 | None
+
+    @property
+    def real_targets(self) -> bool:
+        """Whether targets are real numbers."""
+        return self.targets is not None and self.targets.dtype == np.float32
 
     @property
     def coding(self) -> Coding:
@@ -156,7 +161,9 @@ class _Samples:
     @property
     def answers(self) -> str:
         """What the samples are answered with, for a message."""
-        return "classes" if self.targets is None else f"target spike trains of {self.targets.shape[2]} neurons"
+        if self.targets is None:
+            return "classes"
+        return f"{'real targets' if self.real_targets else 'target spike trains'} of {self.targets.shape[2]} neurons"
 
     def split(self, *, binary: bool) -> Split:
         """The samples as a split. `binary`: whether frames have only zeros and ones."""
@@ -212,7 +219,17 @@ def given_data(data: Any, classes: Sequence[str] | None = None, input_max: int |
         neurons = 0 if train.targets is None else train.targets.shape[2]
         shape = tuple(map(int, train.shape))
         some = splits[0]
-        dataset = Dataset(ARRAYS.name, train.coding, shape, names, some, some, neurons=neurons, input_max=largest)
+        dataset = Dataset(
+            ARRAYS.name,
+            train.coding,
+            shape,
+            names,
+            some,
+            some,
+            neurons=neurons,
+            input_max=largest,
+            real_targets=train.real_targets,
+        )
         return _cut(dataset, splits[0], splits[1] if test is not None else None, request)
 
     # Test samples of the same T and of another number confirm which axis is time.
@@ -295,6 +312,14 @@ def _bytes(name: str, x: Any, most: int, advice: str) -> UInt8:
     return np.ascontiguousarray(array).astype(np.uint8)
 
 
+def _targets(name: str, x: Any) -> AnyArray:
+    """Target sequences: spike trains as bytes, or floats as real numbers, float32."""
+    array = _array(name, x)
+    if array.dtype.kind == "f":
+        return np.ascontiguousarray(real_targets(f"data: {name}", array))
+    return _bytes(name, x, 1, "targets are spikes, 0 and 1; real numbers are floats, x.astype(np.float32)")
+
+
 def _samples(arrays: Mapping[str, Any], prefix: str) -> _Samples:
     """The training samples, or with `_TEST` the test samples."""
     named = {name: arrays[prefix + name] for name in _OF_SAMPLES if prefix + name in arrays}
@@ -315,12 +340,7 @@ def _samples(arrays: Mapping[str, Any], prefix: str) -> _Samples:
             raise DataError(f"data: {prefix}labels must be 0 to {MOST_CLASSES - 1}")
         labels = labels.astype(np.int64)
     else:
-        targets = _bytes(
-            f"{prefix}targets",
-            named["targets"],
-            1,
-            "targets are spikes, 0 and 1; real-valued targets are not supported",
-        )
+        targets = _targets(f"{prefix}targets", named["targets"])
         if targets.ndim != 3 or 0 in targets.shape:
             raise DataError(f"data: {prefix}targets must be [T, n, N], got {list(targets.shape)}")
     samples = _Samples(inputs, labels, targets, None)

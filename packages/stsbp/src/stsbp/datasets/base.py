@@ -78,10 +78,10 @@ class Split(Protocol):
 
 @runtime_checkable
 class SequenceLabels(Protocol):
-    """Additional method of a split whose labels are spike trains; its `labels` then only group the samples."""
+    """Additional method of a split whose labels are sequences; its `labels` then only group the samples."""
 
-    def targets(self, indices: Int64) -> UInt8:
-        """Target spike trains of some samples, `[T, B, N]`."""
+    def targets(self, indices: Int64) -> AnyArray:
+        """Targets of some samples, `[T, B, N]`: spike trains, uint8, or real numbers, float32."""
 
 
 def lengths_of(split: Split) -> Int64 | None:
@@ -502,16 +502,18 @@ class Dataset:
     input_shape: Shape
     """`(C, H, W)` of an image or frame, `(N,)` of spike trains."""
     classes: tuple[str, ...]
-    """Names of the classes; empty if labels are spike trains. Both splits are then `SequenceLabels`."""
+    """Names of the classes; empty if labels are sequences. Both splits are then `SequenceLabels`."""
     train: Split
     test: Split
     notes: tuple[str, ...] = ()
     """Notes for the output and the report, for example how many samples of a published set were found."""
     skipped: tuple[Skipped, ...] = ()
     neurons: int = 0
-    """Number of neurons of a target raster; 0 if labels are classes."""
+    """Number of neurons of a target sequence; 0 if labels are classes."""
     input_max: int = 1
     """The largest spike count of an entry of a frame or raster, from 1 to 255; 1 for spikes, and for images."""
+    real_targets: bool = False
+    """Whether target sequences are real numbers instead of spikes."""
 
     def __post_init__(self) -> None:
         # A run whose checkpoint contains other values cannot be read (`stsbp.records.InputsRecord`).
@@ -537,6 +539,8 @@ class Dataset:
                 f"{self.name}: there must be classes, or else neurons, the number of target spike trains, got "
                 f"{len(self.classes)} classes and neurons = {self.neurons}"
             )
+        if self.real_targets and not self.neurons:
+            raise DataError(f"{self.name}: real_targets are target sequences, so give neurons, their number")
         integer_between(f"{self.name}: input_max", self.input_max, 1, 255 if self.coding == "events" else 1)
         notes: object = self.notes
         if not (isinstance(notes, (tuple, list)) and all(isinstance(note, str) for note in notes)):

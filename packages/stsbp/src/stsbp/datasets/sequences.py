@@ -1,8 +1,8 @@
-"""Spike rasters, each with a target raster or a class, in memory and from a user's own `.npz` file.
+"""Spike rasters, each with a target sequence or a class, in memory and from a user's own `.npz` file.
 
-The file (docs/sequences.md) contains `inputs` `[n, T, ...]`, 0 and 1, and either `targets` `[n, T, N]`, 0 and 1, or
-`labels` `[n]`, integers. Optional arrays are `split` `[n]`, 0 for training and 1 for test samples; `lengths` `[n]`, the
-number of steps of each sample (later steps are padding); and `classes`, the names of the labels.
+The file (docs/sequences.md) contains `inputs` `[n, T, ...]`, 0 and 1, and either `targets` `[n, T, N]`, 0 and 1 or real
+numbers (floats), or `labels` `[n]`, integers. Optional arrays are `split` `[n]`, 0 for training and 1 for test samples;
+`lengths` `[n]`, the number of steps of each sample (later steps are padding); and `classes`, the names of the labels.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import numpy as np
 from stsbp_spec.models.encoders.packed import Inputs
-from stsbp_spec.typing import AnyArray, Int64, Shape, UInt8
+from stsbp_spec.typing import AnyArray, Float32, Int64, Shape, UInt8
 from stsbp_spec.validation import listed
 
 from stsbp.datasets.base import Dataset, FrameSplit, Request, names_unreadable
@@ -29,6 +29,7 @@ __all__ = [
     "load",
     "may_be_swapped",
     "read_sequences",
+    "real_targets",
     "steps_of",
 ]  # fmt: skip
 
@@ -37,7 +38,10 @@ _TIME_LAST = "; time seems to be the last axis, and must be the second: swap the
 
 
 class SequenceSplit:
-    """Input rasters `[n, T, ...]` with target rasters `[n, T, N]`. Both are zeros and ones, and stored as bits.
+    """Input rasters `[n, T, ...]` with targets `[n, T, N]`.
+
+    Inputs are zeros and ones, and stored as bits. So are target spike trains, which are integers. Targets that are
+    floats are real numbers, and stored as float32.
 
     `labels` are groups from which samples are chosen. `lengths` are numbers of steps, if some samples have fewer than
     T.
@@ -47,7 +51,7 @@ class SequenceSplit:
             not one number for each of them.
     """
 
-    def __init__(self, rasters: UInt8, targets: UInt8, labels: Int64, lengths: Int64 | None = None) -> None:
+    def __init__(self, rasters: UInt8, targets: AnyArray, labels: Int64, lengths: Int64 | None = None) -> None:
         raster_shapes = [np.shape(x) for x in (rasters, targets)]
         if raster_shapes[0][:2] != raster_shapes[1][:2] or len(raster_shapes[1]) != 3:
             raise DataError(
@@ -55,9 +59,9 @@ class SequenceSplit:
                 f"{' and '.join(str(list(raster_shape)) for raster_shape in raster_shapes)}"
             )
         self.labels, self.lengths = labels, lengths
-        self._rasters, self._targets = (
-            _part(array_name, x, labels, lengths) for array_name, x in (("rasters", rasters), ("targets", targets))
-        )
+        self._rasters = _part("rasters", rasters, labels, lengths)
+        self._real = real_targets("SequenceSplit, targets", targets) if np.asarray(targets).dtype.kind == "f" else None
+        self._targets = None if self._real is not None else _part("targets", targets, labels, lengths)
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -72,9 +76,24 @@ class SequenceSplit:
         """SHA-256 of the input rasters (`stsbp.datasets.base.content_of`)."""
         return self._rasters.content()
 
-    def targets(self, indices: Int64) -> UInt8:
-        """Target spike trains of some samples, `[T, B, N]`."""
-        return self._targets.inputs(indices)
+    def targets(self, indices: Int64) -> AnyArray:
+        """Targets of some samples, `[T, B, N]`."""
+        if self._targets is not None:
+            return self._targets.inputs(indices)
+        assert self._real is not None
+        return np.ascontiguousarray(np.swapaxes(self._real[indices], 0, 1))
+
+
+def real_targets(name: str, targets: AnyArray) -> Float32:
+    """Targets that are real numbers, as float32. Raises `DataError` if one is not finite; `name` begins the message."""
+    with np.errstate(over="ignore"):
+        values = np.asarray(targets).astype(np.float32)
+    if not np.isfinite(values).all():
+        where = np.argwhere(~np.isfinite(values))[0].tolist()
+        raise DataError(
+            f"{name} must be finite numbers of float32, got {targets[tuple(where)]} at {where}; leave out or replace it"
+        )
+    return values
 
 
 def _part(array_name: str, frames: UInt8, labels: Int64, lengths: Int64 | None) -> FrameSplit:
@@ -89,7 +108,7 @@ class Sequences(NamedTuple):
     """The contents of a file: inputs `[n, T, ...]`, targets `[n, T, N]`; optionally split and lengths `[n]`."""
 
     inputs: UInt8
-    targets: UInt8
+    targets: AnyArray
     split: UInt8 | None
     lengths: Int64 | None
 
@@ -113,7 +132,8 @@ def _checked_sequences(path: Path, arrays: Mapping[str, AnyArray]) -> Sequences:
     """The arrays of a file with target rasters, checked."""
     _check_contents(path, arrays, {"inputs", "targets"}, {"split", "lengths"})
     rasters = {name: array for name, array in arrays.items() if name != "lengths"}
-    _check_rasters(path, rasters)
+    is_real = arrays["targets"].dtype.kind == "f"
+    _check_rasters(path, {name: array for name, array in rasters.items() if not (is_real and name == "targets")})
     inputs, targets, split = arrays["inputs"], arrays["targets"], arrays.get("split")
     if inputs.ndim not in (3, 5) or targets.ndim != 3 or 0 in (*inputs.shape, *targets.shape):
         raise DataError(
@@ -126,6 +146,8 @@ def _checked_sequences(path: Path, arrays: Mapping[str, AnyArray]) -> Sequences:
         if not hint and inputs.ndim == 3 and inputs.shape[2] in targets.shape[1:] and len(inputs) == len(targets):
             hint = _TIME_LAST
         raise DataError(f"{path}: the arrays do not agree in samples n and steps T: {array_list}{hint}")
+    if is_real:
+        targets = real_targets(f"{path}: targets", targets)
     return Sequences(inputs, targets, split, _lengths(path, arrays))
 
 
@@ -157,6 +179,7 @@ def _check_rasters(path: Path, arrays: Mapping[str, AnyArray]) -> None:
     for name, array in arrays.items():
         if array.dtype != np.uint8:
             remedy = f"; convert them with {name}.astype(np.uint8)" if array.dtype.kind in "iuf" else ""
+            remedy += ", or real targets with targets.astype(np.float32)" if name == "targets" and remedy else ""
             raise DataError(f"{path}: {name} must be uint8 values 0 and 1, got {array.dtype}{remedy}")
         if array.size and array.max() > 1:
             raise DataError(f"{path}: {name} must be uint8 values 0 and 1, got {array.dtype} up to {array.max()}")
@@ -257,24 +280,24 @@ def load(request: Request) -> Dataset:
     arrays = _read_arrays(path)
     samples: FrameSplit | SequenceSplit
     classes: tuple[str, ...] = ()
-    neurons = 0
+    neurons, is_real = 0, False
     if "labels" in arrays:
         samples, classes = _checked_classes(path, arrays)
     else:
         inputs, targets, _, lengths = _checked_sequences(path, arrays)
         samples = SequenceSplit(inputs, targets, np.zeros(len(inputs), dtype=np.int64), lengths)
-        neurons = targets.shape[2]
+        neurons, is_real = targets.shape[2], targets.dtype == np.float32
     steps, shape = arrays["inputs"].shape[1], arrays["inputs"].shape[2:]
     if steps != request.binning.steps:
         raise _wrong_steps_error(path, arrays, request.binning.steps)
     train, test, note = split_train_test(samples, arrays, path, request)
     notes = (note, f"inputs [n, T, ...] = {list(arrays['inputs'].shape)}")
-    return Dataset("sequences", "events", shape, classes, train, test, notes, neurons=neurons)
+    return Dataset("sequences", "events", shape, classes, train, test, notes, neurons=neurons, real_targets=is_real)
 
 
 SEQUENCES = DatasetInfo(
     name="sequences",
-    description="your own rasters with target rasters or classes, in an .npz file: sequences:PATH",
+    description="your own rasters with target sequences or classes, in an .npz file: sequences:PATH",
     coding="events",
     load=load,
     steps=steps_of,

@@ -39,6 +39,7 @@ from stsbp.training.loop import StopRequest, import_checkpoint, is_over, resumed
 from stsbp.training.metrics import read_records
 from stsbp.training.operations import synaptic_operations
 from stsbp.training.progress import Reporter, group_reporter
+from stsbp.training.quality import quality_of
 from stsbp.training.run_folder import RunFolder
 
 __all__ = ["FORMAT", "VALIDATION_SHARE", "Experiment", "same_command", "with_validation"]
@@ -311,7 +312,8 @@ def _of_network(seed_results: dict[str, Any], network: NetworkSpec, inputs: Inpu
 def _has_layers(figures: dict[str, Any], network: NetworkSpec, inputs: Inputs) -> bool:
     """Whether an evaluation belongs to a network with these layers and labels."""
     layers = {block.name for block in network.blocks}
-    return set(figures["rates"]) == layers and ("accuracy" in figures) != inputs.sequences
+    key = "mse" if inputs.real_targets else "f1" if inputs.sequences else "accuracy"
+    return set(figures["rates"]) == layers and quality_of(figures).key == key
 
 
 def _train(task: Task, data: Data, folder: RunFolder, reporter: Reporter, stop: StopRequest) -> None:
@@ -372,8 +374,9 @@ def _figures(
 
 
 def _best_tested(tests: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """The test of a run with the highest accuracy (for spike trains: F1). If several are equal, the earliest."""
-    return max(tests, key=lambda test: test["accuracy" if "accuracy" in test else "f1"])
+    """The test of a run with the best result in its quality measure. If several are equal, the earliest."""
+    quality = quality_of(tests[0])
+    return (max if quality.is_share else min)(tests, key=lambda test: test[quality.key])
 
 
 def _shared_state(task: Task, folder: RunFolder, reported: Checkpoint | None) -> TrainState:

@@ -16,6 +16,7 @@ from stsbp.experiment.run import FORMAT, Experiment, same_command
 from stsbp.presets import NamedPreset
 from stsbp.training.build import decoders
 from stsbp.training.operations import MOST_SAMPLES
+from stsbp.training.quality import quality_of
 
 __all__ = ["document", "markdown"]
 
@@ -111,7 +112,7 @@ def _summary(results: Sequence[dict[str, Any]]) -> dict[str, Any]:
     for epoch_kind in ("test", "last", "best_tested"):
         if any(result[epoch_kind] is None for result in results):
             continue
-        figures = (*_PERCENT, "van_rossum", "hamming", "loss")
+        figures = (*_PERCENT, "van_rossum", "hamming", "mse", "loss")
         names = [name for name in figures if all(name in result[epoch_kind] for result in results)]
         summary[epoch_kind] = {name: _spread([r[epoch_kind][name] for r in results]) for name in names}
     for key, layer_values in (
@@ -177,9 +178,9 @@ def _main_table(experiment: dict[str, Any]) -> str:
             published_text = f"{published['accuracy']:.2f} %" if published and name == "accuracy" else ""
             rows.append([text, _spread_text(spread, percent=name in _PERCENT), published_text])
     if "best_tested" in summary:
-        name = next(name for name in ("accuracy", "f1") if name in summary["best_tested"])
+        name = quality_of(summary["best_tested"]).key
         text = f"test {_text(experiment, name)}, best epoch of each seed by the test set itself"
-        rows.append([text, _spread_text(summary["best_tested"][name], percent=True), ""])
+        rows.append([text, _spread_text(summary["best_tested"][name], percent=name in _PERCENT), ""])
     settings, samples = experiment["settings"], experiment["samples"]
     split = (
         f"{samples['train']:,} training, {samples.get('validation', 0):,} validation, {samples['test']:,} test samples"

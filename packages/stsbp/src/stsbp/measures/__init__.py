@@ -1,7 +1,8 @@
-"""Measures of spike times: how well output spikes follow target spikes, and what chance alone would give.
+"""Measures of spike times: how well output spikes follow target spikes, and what chance alone would give. For outputs
+and targets that are real numbers, `regression_errors`.
 
-All functions take spike trains `[T, B, N]` of 0 and 1: numpy arrays, or tensors of torch or JAX, on any device. With
-`lengths` `[B]`, the later steps of a sample are ignored. Everything is computed with numpy on the CPU, from integers
+All other functions take spike trains `[T, B, N]` of 0 and 1: numpy arrays, or tensors of torch or JAX, on any device.
+With `lengths` `[B]`, the later steps of a sample are ignored. Everything is computed with numpy on the CPU, from integers
 where possible, so results do not depend on the backend, on the order of samples or on the size of batches.
 
     import stsbp.measures as measures
@@ -24,12 +25,15 @@ from stsbp.measures.matching import (
     spike_matches,
     timing_errors,
 )
+from stsbp.measures.regression import RegressionErrors, RegressionTotals, regression_errors
 from stsbp.measures.totals import SpikeMeasures
 
 __all__ = [
     "TOLERANCES",
     "Matches",
     "PrecisionRecallF1",
+    "RegressionErrors",
+    "RegressionTotals",
     "SpikeMeasures",
     "TimingErrors",
     "chance_level",
@@ -37,6 +41,7 @@ __all__ = [
     "first_spike_latency",
     "partners",
     "precision_recall_f1",
+    "regression_errors",
     "spike_matches",
     "timing_errors",
     "van_rossum",

@@ -11,11 +11,14 @@ from stsbp_spec.engine.backend import Batch
 from stsbp_spec.engine.trainer import TrainState
 from stsbp_spec.models.decoders import nearest_sequence
 from stsbp_spec.models.encoders.packed import Inputs
+from stsbp_spec.models.losses import MeanSquaredError
 from stsbp_spec.models.metrics import f1, match_spikes
+from stsbp_spec.networks.ops.psp import PSP
 from stsbp_spec.typing import AnyArray, Float32, Float64, Int64, UInt8
 
 from stsbp.datasets import Split
-from stsbp.training.build import TOLERANCE, Task
+from stsbp.measures.regression import RegressionTotals
+from stsbp.training.build import TOLERANCE, Task, mean_target
 from stsbp.training.prefetch import prefetched
 from stsbp.training.timing import Measuring, OtherTargets, SpikeTiming
 
@@ -31,15 +34,18 @@ class Survey:
 
     Attributes:
         labels: classes, `[n]`.
-        nearest: classes of the nearest label sequences, `[n]`; None if labels are spike trains.
-        scores: 1 or 0 for correct or wrong; or F1 of the spike times of each sample, `[n]`.
+        nearest: classes of the nearest label sequences, `[n]`; None if labels are sequences.
+        scores: 1 or 0 for correct or wrong; F1 of the spike times of each sample; or minus its mean squared error,
+            `[n]`.
         timing: measures of spike times; None for a readout.
+        regression: errors of real-valued outputs; None: labels are classes or spike trains.
     """
 
     labels: Int64
     nearest: Int64 | None
     scores: Float64
     timing: SpikeTiming | None = None
+    regression: RegressionTotals | None = None
 
     def confusion(self, classes: int) -> Int64:
         """Number of samples by true class (row) and class of the nearest label sequence (column), `[K, K]`."""
@@ -59,29 +65,39 @@ def survey(
     parts = [np.arange(i, min(i + batch_size, n)) for i in range(0, n, batch_size)]
     predict = task.trainer.predictor(state)
     timing = None if task.network.has_readout else SpikeTiming(task, n, Measuring())
+    regression = RegressionTotals(mean_target(split)) if task.inputs.real_targets else None
 
     def load(part: Int64) -> tuple[Batch[Inputs], Int64, list[OtherTargets]]:
         return *task.batch(split, part), [] if timing is None else timing.other_targets(split, part)
 
     for part, (batch, labels, other_targets) in prefetched(load, parts):
         outputs = predict(batch.inputs, task.config.steps).spikes
-        if task.inputs.sequences:
+        if regression is not None:
+            regression.add(outputs, batch.targets, batch.lengths)
+            scores[part] = -_squared_errors(outputs, batch.targets, batch.lengths)
+        elif task.inputs.sequences:
             matches = match_spikes(outputs, batch.targets, TOLERANCE, batch.lengths)
             rows = zip(*(x.tolist() for x in matches), strict=True)
             scores[part] = [f1(*row) for row in rows]
         else:
+            assert task.distances is not None
             nearest[part] = nearest_sequence(task.distances(outputs, batch.lengths))
             scores[part] = nearest[part] == labels
         if timing is not None:
             timing.add(outputs, batch, labels, other_targets, None if task.inputs.sequences else nearest[part])
         if on_progress is not None:
             on_progress(int(part[-1]) + 1)
-    return Survey(split.labels[:], None if task.inputs.sequences else nearest, scores, timing)
+    return Survey(split.labels[:], None if task.inputs.sequences else nearest, scores, timing, regression)
+
+
+def _squared_errors(outputs: AnyArray, targets: AnyArray, lengths: Int64 | None) -> Float64:
+    """Mean squared error of each sample, `[B]`, from outputs and targets `[T, B, N]`."""
+    return MeanSquaredError().distances(outputs, targets, PSP(), lengths)
 
 
 def choose(surveyed: Survey, count: int = SHOWN) -> tuple[list[int], list[int]]:
     """Samples to show: wrong and correct ones, from as many classes as possible; or those with the worst and best
-    F1."""
+    scores."""
     n = len(surveyed.scores)
     if surveyed.nearest is None:
         order = np.argsort(surveyed.scores, kind="stable").tolist()
@@ -109,13 +125,13 @@ class Sample:
         potentials: potentials of the output neurons, `[T, N]`.
         label, nearest: true class and class of the nearest label sequence, if there are classes.
         distances: distance to the label sequence of each class, `[K]`.
-        score: F1 of the spike times, if labels are spike trains.
+        score: F1 of the spike times, if labels are spike trains; the mean squared error, if they are real numbers.
     """
 
     name: str
     inputs: UInt8
     outputs: UInt8
-    targets: UInt8 | None
+    targets: AnyArray | None
     potentials: Float32
     label: int | None
     nearest: int | None
@@ -128,7 +144,7 @@ def run_samples(
     state: TrainState,
     names: Sequence[str],
     inputs: UInt8,
-    targets: UInt8 | None = None,
+    targets: AnyArray | None = None,
     labels: Sequence[int] | None = None,
     lengths: Int64 | None = None,
 ) -> list[Sample]:
@@ -149,12 +165,14 @@ def run_samples(
     outputs, potentials = layers[task.network.blocks[-1].name]
     # A readout has no spikes; its class follows from the potentials.
     decoded: AnyArray = potentials if task.network.has_readout else outputs
-    distances = None if task.inputs.sequences else task.distances(decoded, lengths)
+    distances = None if task.inputs.sequences or task.distances is None else task.distances(decoded, lengths)
     nearest = None if distances is None else nearest_sequence(distances)
     samples = []
     for i, name in enumerate(names):
         score, own_steps = None, slice(None if lengths is None else int(lengths[i]))
-        if task.inputs.sequences and targets is not None:
+        if task.inputs.real_targets and targets is not None:
+            score = float(_squared_errors(potentials[own_steps, i : i + 1], targets[own_steps, i : i + 1], None)[0])
+        elif task.inputs.sequences and targets is not None:
             matches = match_spikes(outputs[own_steps, i : i + 1], targets[own_steps, i : i + 1], TOLERANCE)
             score = f1(*(int(x[0]) for x in matches))
         samples.append(

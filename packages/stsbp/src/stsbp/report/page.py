@@ -27,6 +27,8 @@ from stsbp.report.spike_times import spike_time_figures, spike_time_table
 from stsbp.report.svg import Series
 from stsbp.training.build import TOLERANCE, decoders
 from stsbp.training.optimizer import describe_frozen, frozen_parameters
+from stsbp.training.quality import QUALITIES, Quality
+from stsbp.training.regression_text import errors_table
 from stsbp.training.timing_text import chance_text, measure_rows
 
 __all__ = ["PAGE", "Content", "command_text", "page", "render", "samples_section", "threshold_of"]
@@ -101,7 +103,7 @@ class Content:
         self.folder, self.config, self.network = folder, config, network
         self.starts, self.classes = starts, classes
         # Lines for another network or task can only come from a damaged file.
-        layers, key = {block.name for block in network.blocks}, self.measure[0]
+        layers, key = {block.name for block in network.blocks}, self.measure.key
         weights = {projection.name for projection in network.graph.projections}
         self.history = [record["history"] for record in records if record["kind"] == "history"]
         self.records = [
@@ -113,6 +115,7 @@ class Content:
         self.confusion: Int64 | None = None
         self.measures: Mapping[str, Any] | None = None
         self.by_neuron: Mapping[str, Any] = {}
+        self.regression: Mapping[str, Any] | None = None
         self.wrong: Sequence[Sample] = ()
         self.right: Sequence[Sample] = ()
         self.grids: Mapping[str, Mapping[str, float]] = {}
@@ -120,9 +123,13 @@ class Content:
         self.notes: Sequence[str] = ()
 
     @property
-    def measure(self) -> tuple[str, str]:
-        """Key and name of the quality measure of the network."""
-        return ("accuracy", "accuracy") if self.classes else ("f1", f"F1 of spike times {within(TOLERANCE)}")
+    def measure(self) -> Quality:
+        """The quality measure of the network."""
+        if self.classes:
+            return QUALITIES["accuracy"]
+        if self.network.has_readout:
+            return QUALITIES["mse"]._replace(name="mean squared error")
+        return QUALITIES["f1"]._replace(name=f"F1 of spike times {within(TOLERANCE)}")
 
     def of_kind(self, kind: str, split: str | None = None) -> list[Mapping[str, Any]]:
         """Records of a kind and, optionally, of a split."""
@@ -160,6 +167,8 @@ def render(content: Content) -> str:
         parts.append(_confusion(content, content.confusion))
     if content.measures is not None:
         parts.append(_spike_times(content, content.measures))
+    if content.regression is not None:
+        parts.append(_regression(content, content.regression))
     names = content.classes or [str(n) for n in range(content.network.outputs)]
     threshold = threshold_of(content.network)
     if content.wrong or content.right:
@@ -179,16 +188,17 @@ def _name(content: Content) -> str:
 
 
 def _head(content: Content) -> str:
-    config, (key, name) = content.config, content.measure
+    config, measure = content.config, content.measure
+    key, name = measure.key, measure.name
     tests, validations = content.of_kind("evaluation", "test"), content.of_kind("evaluation", "validation")
     epochs = content.of_kind("epoch")
     tiles = []
     if tests:
-        tiles.append((f"{tests[-1][key]:.2%}", f"test {name}, epoch {tests[-1]['epoch']}"))
+        tiles.append((measure.text(tests[-1][key]), f"test {name}, epoch {tests[-1]['epoch']}"))
     if validations:
-        tiles.append((f"{validations[-1][key]:.2%}", f"validation {name}, epoch {validations[-1]['epoch']}"))
+        tiles.append((measure.text(validations[-1][key]), f"validation {name}, epoch {validations[-1]['epoch']}"))
     if epochs:
-        tiles.append((f"{epochs[-1][key]:.2%}", f"training {name}, epoch {epochs[-1]['epoch']}"))
+        tiles.append((measure.text(epochs[-1][key]), f"training {name}, epoch {epochs[-1]['epoch']}"))
         tiles.append((f"{epochs[-1]['epoch']} of {config.epochs}", "epochs"))
         tiles.append((f"{sum(r['seconds'] for r in epochs):.0f} s", "training time"))
     if tests and "accuracy_spike_count" in tests[-1]:
@@ -198,7 +208,9 @@ def _head(content: Content) -> str:
         tiles.insert(
             2, (f"{tests[-1]['f1']:.2%}", f"F1 of test outputs and their label sequences, {within(TOLERANCE)}")
         )
-    if tests and not content.classes:
+    if tests and (regression := tests[-1].get("regression")) and None not in (regression["r2"], regression["smape"]):
+        tiles.insert(1, (f"{regression['r2']:.4f} / {regression['smape']:.2f} %", "test R2 / sMAPE"))
+    if tests and key == "f1":
         tiles.insert(
             1,
             (
@@ -246,7 +258,7 @@ def _curves(content: Content) -> str:
         if content.history:
             return ""
         return '<h2>Learning</h2><p class="muted">No epoch is complete yet.</p>'
-    key, name = content.measure
+    key, name, is_share = content.measure
     loss, quality = _over_epochs(content, "loss"), _over_epochs(content, key)
     epochs = content.of_kind("epoch")
     norm = [Series("mean", [r["epoch"] for r in epochs], [r["gradient_norm"] for r in epochs])]
@@ -260,7 +272,7 @@ def _curves(content: Content) -> str:
         ),
         _html_figure(
             escape(name[:1].upper() + name[1:]),
-            svg.lines(name, "epoch", quality, percent=True, zero=False),
+            svg.lines(name, "epoch", quality, percent=is_share, zero=not is_share),
             svg.legend(quality),
         ),
         _html_figure("Gradient norm before clipping", svg.lines("gradient norm", "epoch", norm), svg.legend(norm)),
@@ -308,6 +320,15 @@ def _spike_times(content: Content, measures: Mapping[str, Any]) -> str:
     )
 
 
+def _regression(content: Content, regression: Mapping[str, Any]) -> str:
+    explanation = (
+        f"{escape(content.split)} split, {escape(content.checkpoint)}. Two simple predictions stand beside the "
+        "network: the mean of the targets, and the target of the step before."
+    )
+    rows = errors_table(regression)
+    return f'<h2>Errors</h2><p class="muted">{explanation}</p><pre>{escape(chr(10).join(rows))}</pre>'
+
+
 def threshold_of(network: NetworkSpec) -> float | None:
     """Threshold of the output neurons; None for a readout."""
     return None if network.has_readout else network.blocks[-1].neuron.threshold
@@ -321,6 +342,11 @@ def samples_section(
         return f'<h2>{escape(title)}</h2><p class="muted">None.</p>'
     cards = [_card(sample, names, threshold) for sample in samples]
     labelled = samples[0].targets is not None
+    if threshold is None and not of_classes:
+        explanation = "The potential of each output neuron is its output" + (
+            ", over the target, which is yellow." if labelled else "."
+        )
+        return f'<h2>{escape(title)}</h2><p class="muted">{explanation}</p>' + "".join(cards)
     if threshold is None:
         explanation = (
             "The class of the least loss is the answer, blue in the losses and in the potentials of the readout"
@@ -342,7 +368,8 @@ def samples_section(
 
 
 def _card(sample: Sample, names: Sequence[str], threshold: float | None) -> str:
-    targets = np.zeros_like(sample.outputs) if sample.targets is None else sample.targets
+    targets: AnyArray = np.zeros_like(sample.outputs) if sample.targets is None else sample.targets
+    is_real = targets.dtype == np.float32
     heading, explanation = (_story if threshold is not None else _readout_story)(sample, names)
     strong = [i for i in (sample.label, sample.nearest) if i is not None]
     figures = [_input(sample)]
@@ -366,8 +393,10 @@ def _card(sample: Sample, names: Sequence[str], threshold: float | None) -> str:
         threshold,
         [names[i] for i in neurons],
         [_colour(sample, i) for i in neurons],
+        targets[:, neurons] if is_real else None,
     )
-    figures.append(_html_figure("Membrane potentials of output neurons, by step", drawing))
+    caption = "Outputs over targets, by step" if is_real else "Membrane potentials of output neurons, by step"
+    figures.append(_html_figure(caption, drawing))
     drawings = f'<div class="row">{"".join(figures)}</div>'
     return f'<div class="card"><h3>{escape(heading)}</h3><p>{escape(explanation)}</p>{drawings}</div>'
 
@@ -391,7 +420,9 @@ def _neurons(sample: Sample, targets: Any) -> list[int]:
     """Output neurons to draw: those of the true, the nearest and the second nearest class; else those with most
     errors."""
     if sample.distances is None:
-        if sample.targets is None:
+        if targets.dtype == np.float32:
+            wrong = -np.abs(sample.potentials - targets).sum(axis=0, dtype=np.float64)
+        elif sample.targets is None:
             wrong = -sample.outputs.sum(axis=0, dtype=np.int64)
         else:
             wrong = -(sample.outputs != targets).sum(axis=0, dtype=np.int64)
@@ -439,7 +470,10 @@ def _story(sample: Sample, names: Sequence[str]) -> tuple[str, str]:
 
 def _readout_story(sample: Sample, names: Sequence[str]) -> tuple[str, str]:
     """The same for a sample of a network with a readout."""
-    assert sample.distances is not None
+    if sample.distances is None:
+        steps, outputs = sample.potentials.shape
+        score = "" if sample.score is None else f": mean squared error {sample.score:.4g}"
+        return f"{sample.name}{score}", f"{steps} steps, {outputs} output{'s' * (outputs != 1)}."
     assert sample.nearest is not None
     answer, label, losses = sample.nearest, sample.label, sample.distances
     text = f"The loss of {names[answer]} is the least, {losses[answer]:.4g}"

@@ -266,11 +266,16 @@ def _time_axis(steps: int, label_width: float, step_width: float, y: float) -> l
 
 
 def traces(
-    potentials: Float32, outputs: UInt8, threshold: float | None, names: Sequence[str], colours: Sequence[str]
+    potentials: Float32,
+    outputs: UInt8,
+    threshold: float | None,
+    names: Sequence[str],
+    colours: Sequence[str],
+    targets: Float32 | None = None,
 ) -> str:
     """Membrane potentials `[T, N]` of some neurons, each in its colour, with spikes (dots) and threshold (dashed).
 
-    `threshold` None: there is none.
+    `threshold` None: there is none. `targets` `[T, N]` are drawn as wide pale lines; None: there are none.
     """
     names = _shortened(names)
     steps, n = potentials.shape
@@ -281,7 +286,8 @@ def traces(
     for i in range(n):
         u = potentials[:, i].astype(np.float64)
         min_high = 1e-6 if threshold is None else threshold * 1.1
-        low, high = min(0.0, float(u.min())), max(min_high, float(u.max()))
+        target = u if targets is None else targets[:, i].astype(np.float64)
+        low, high = min(0.0, float(u.min()), float(target.min())), max(min_high, float(u.max()), float(target.max()))
         top = i * row_height + 3
 
         def y(value: float, low: float = low, high: float = high, top: float = top) -> float:
@@ -295,6 +301,9 @@ def traces(
             )
             if css_class == "limit" or threshold is None or y(value) - y(threshold) >= 11:
                 body.append(_text(_RASTER_WIDTH + 4, y(value) + 3.5, f"{value:.3g}"))
+        if targets is not None:
+            pale = "L".join(f"{x:.1f} {y(value):.1f}" for (x, _), value in zip(points, target.tolist(), strict=True))
+            body.append(f'<path d="M{pale}h0" fill="none" stroke="var(--target)" stroke-width="4"/>')
         path = "M" + "L".join(f"{x:.1f} {v:.1f}" for x, v in points)
         body.append(f'<path d="{path}h0" fill="none" stroke="{colours[i]}" stroke-width="1.5" stroke-linecap="round"/>')
         for t in np.flatnonzero(outputs[:, i]).tolist():

@@ -126,6 +126,8 @@ def _add_samples(content: Content, trained: Trained, request: ReportRequest, rep
     if surveyed.timing is not None:
         content.measures = surveyed.timing.record()
         content.by_neuron = surveyed.timing.record_by_neuron()
+    if surveyed.regression is not None:
+        content.regression = surveyed.regression.record()
     classes = len(trained.names)
     content.confusion = surveyed.confusion(classes) if classes else None
     wrong_and_right: list[list[Sample]] = []

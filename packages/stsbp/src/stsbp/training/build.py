@@ -20,7 +20,7 @@ from stsbp_spec.equations.ranges import flushes_of
 from stsbp_spec.errors import NetworkError
 from stsbp_spec.models.decoders import nearest_sequence, spike_count
 from stsbp_spec.models.encoders import EventBinning, LabelCode, encode_repeat, packed
-from stsbp_spec.models.losses import LOSSES, CrossEntropy
+from stsbp_spec.models.losses import LOSSES, OF_REAL_TARGETS, CrossEntropy, MeanSquaredError
 from stsbp_spec.models.losses.base import Loss
 from stsbp_spec.models.metrics import match_spikes
 from stsbp_spec.models.neurons import NEURONS, NeuronModel, Readout, parameters, parse_neuron
@@ -37,6 +37,7 @@ from stsbp.datasets import Dataset, DatasetInfo, Split, hold_out, load
 from stsbp.datasets.base import ProgressCallback, SequenceLabels, content_of, lengths_of
 from stsbp.datasets.registry import info_of, known_infos, named_path
 from stsbp.errors import ConfigError, DataError
+from stsbp.measures.regression import mean_of_targets
 from stsbp.processes.group import Group
 from stsbp.processes.identity import differing
 from stsbp.records import CheckpointRecord, InputsRecord, ProgressRecord
@@ -67,6 +68,7 @@ __all__ = [
     "load_data",
     "load_dataset",
     "load_test_set",
+    "mean_target",
     "own_flushes",
     "padded",
     "updates_per_epoch",
@@ -77,6 +79,7 @@ _VALIDATION_SUBSTREAM = 2
 _METRICS = {"van_rossum": LOSSES["van-rossum"], "hamming": LOSSES["hamming"]}
 """Distances that are reported for spike trains, whatever the loss is."""
 
+_MSE = MeanSquaredError()
 TOLERANCE = 1
 """Largest distance in steps between an output spike and its target spike."""
 
@@ -85,8 +88,8 @@ TOLERANCE = 1
 class Inputs:
     """Properties of the data that a network needs: shape and coding of an input, and the classes.
 
-    If labels are spike trains, there are no classes, but `neurons` in a target raster. `input_max` is the largest spike
-    count of an entry.
+    If labels are sequences, there are no classes, but `neurons` in a target sequence, whose values are spikes or, with
+    `real_targets`, real numbers. `input_max` is the largest spike count of an entry.
     """
 
     shape: Shape
@@ -94,6 +97,7 @@ class Inputs:
     classes: tuple[str, ...]
     neurons: int = 0
     input_max: int = 1
+    real_targets: bool = False
 
     @property
     def outputs(self) -> int:
@@ -102,11 +106,12 @@ class Inputs:
 
     @property
     def sequences(self) -> bool:
-        """Whether labels are spike trains instead of classes."""
+        """Whether labels are sequences, of spikes or of real numbers, instead of classes."""
         return self.neurons > 0
 
     def __str__(self) -> str:
-        labels = f"{self.neurons} target spike trains" if self.sequences else f"{len(self.classes)} classes"
+        sequences = f"{self.neurons} {'real-valued targets' if self.real_targets else 'target spike trains'}"
+        labels = sequences if self.sequences else f"{len(self.classes)} classes"
         inputs_text = "images" if self.coding == "direct" else "events"
         counts = f" and counts up to {self.input_max}" if self.input_max > 1 else ""
         return f"{inputs_text} of shape {list(self.shape)}{counts} with {labels}"
@@ -124,18 +129,33 @@ class Inputs:
     @classmethod
     def of(cls, dataset: Dataset) -> Inputs:
         """The properties of a data set."""
-        return cls(dataset.input_shape, dataset.coding, dataset.classes, dataset.neurons, dataset.input_max)
+        return cls(
+            dataset.input_shape,
+            dataset.coding,
+            dataset.classes,
+            dataset.neurons,
+            dataset.input_max,
+            dataset.real_targets,
+        )
 
     def to_json(self) -> dict[str, Any]:
         """The form that a checkpoint stores."""
         values: dict[str, Any] = {"shape": list(self.shape), "coding": self.coding, "classes": list(self.classes)}
         values |= {"neurons": self.neurons} if self.sequences else {}
+        values |= {"real_targets": True} if self.real_targets else {}
         return values | ({"input_max": self.input_max} if self.input_max > 1 else {})
 
     @classmethod
     def of_record(cls, record: InputsRecord) -> Inputs:
         """The properties from a checkpoint."""
-        return cls(tuple(record.shape), record.coding, tuple(record.classes), record.neurons, record.input_max)
+        return cls(
+            tuple(record.shape),
+            record.coding,
+            tuple(record.classes),
+            record.neurons,
+            record.input_max,
+            record.real_targets,
+        )
 
 
 @dataclass(frozen=True)
@@ -179,6 +199,8 @@ class Data:
         }
         if dataset.input_max > 1:
             contents["largest count of the inputs"] = str(dataset.input_max)
+        if dataset.real_targets:
+            contents["kind of the targets"] = "real numbers"
         for name, split in self.splits().items():
             samples = f"of the {name} samples"
             contents[f"number {samples}"] = str(len(split))
@@ -416,7 +438,13 @@ def _noted(data: Data) -> Data:
     trains are empty.
     """
     classes, notes = data.dataset.classes, list[str]()
-    for name, samples in data.splits().items() if data.inputs.sequences else ():
+    for name, samples in data.splits().items() if data.inputs.real_targets else ():
+        if all((targets == next(_all_targets(samples))[:1, :1]).all() for targets in _all_targets(samples)):
+            notes.append(
+                f"the targets of the {len(samples)} samples for {_PURPOSES[name]} are always the same numbers, so R2 "
+                "says nothing; check the targets"
+            )
+    for name, samples in data.splits().items() if data.inputs.sequences and not data.inputs.real_targets else ():
         if not any(targets.any() for targets in _all_targets(samples)):
             effect = "the network learns to be silent" if name == "train" else "their F1 says nothing"
             notes.append(
@@ -532,9 +560,7 @@ def check_typed_labels(config: RunConfig, inputs: Inputs, typed: Mapping[str, An
         ConfigError: a pattern was typed.
     """
     if inputs.sequences and (patterns := _patterns(typed)):
-        raise ConfigError(
-            f"{patterns}: the labels of {config.dataset} are spike trains and need no pattern; leave it out"
-        )
+        raise ConfigError(f"{patterns}: the labels of {config.dataset} are sequences and need no pattern; leave it out")
 
 
 def _patterns(typed: Mapping[str, Any]) -> str:
@@ -620,10 +646,11 @@ class Score(NamedTuple):
     """The quality of the outputs of a batch.
 
     Attributes:
-        nearest: classes of the nearest label sequences, `[B]`; None if labels are spike trains.
+        nearest: classes of the nearest label sequences, `[B]`; None if labels are sequences.
         sums: sums over the batch, by the argument names of `Sums.add`.
         losses: the loss of each sample, `[B]`.
-        distances: if labels are spike trains, `van_rossum` and `hamming` of each sample. `sums` contains their sums.
+        distances: if labels are spike trains, `van_rossum` and `hamming` of each sample; if they are real numbers,
+            `squared_error`. `sums` contains their sums.
     """
 
     nearest: Int64 | None
@@ -651,13 +678,16 @@ def decoders(has_readout: bool) -> tuple[str, str]:
 
 @dataclass(frozen=True)
 class Task:
-    """A network, the backend's trainer for it, and the conversion of labels to target trains."""
+    """A network, the backend's trainer for it, and the conversion of labels to target trains.
+
+    `distances` is None if targets are real numbers.
+    """
 
     config: RunConfig
     inputs: Inputs
     network: NetworkSpec
     trainer: Trainer
-    distances: LabelDistances | ReadoutDistances
+    distances: LabelDistances | ReadoutDistances | None
     augmentation: Augmentation
     backend: AbstractBackend
     group: Group = field(default_factory=Group)
@@ -676,8 +706,8 @@ class Task:
         targets = self.targets(split, indices)
         return Batch(inputs, targets, None if lengths is None else lengths[indices]), split.labels[indices]
 
-    def targets(self, split: Split, indices: Int64) -> UInt8:
-        """Target trains of some samples, `[T, B, N]`. For a readout, only their classes matter."""
+    def targets(self, split: Split, indices: Int64) -> AnyArray:
+        """Targets of some samples, `[T, B, N]`. For a readout, only the classes of target trains matter."""
         if self.inputs.sequences:
             return _targets(split, indices)
         labels = split.labels[indices]
@@ -686,6 +716,7 @@ class Task:
 
     def distances_after(self, steps: int) -> LabelDistances | ReadoutDistances:
         """`distances` for outputs `[T, B, N]` whose label sequences began `steps` steps earlier."""
+        assert self.distances is not None
         if steps == 0 or isinstance(self.distances, ReadoutDistances):
             return self.distances
         config, psp = self.config, self.network.output_psp
@@ -695,7 +726,7 @@ class Task:
     def score(
         self,
         spikes: AnyArray,
-        targets: UInt8,
+        targets: AnyArray,
         labels: Int64,
         tolerance: int = TOLERANCE,
         lengths: Int64 | None = None,
@@ -706,7 +737,12 @@ class Task:
 
         With `lengths` `[B]`, padded steps are ignored.
         """
+        if self.inputs.real_targets:
+            losses = self.trainer.loss.distances(spikes, targets, self.network.output_psp, lengths)
+            errors = losses if self.trainer.loss == _MSE else _MSE.distances(spikes, targets, PSP(), lengths)
+            return Score(None, {"squared_error": math.fsum(errors)}, losses, {"squared_error": errors})
         if not self.inputs.sequences:
+            assert self.distances is not None
             distances, losses = self.distances.with_loss(spikes, targets, labels, lengths)
             nearest_class = nearest_sequence(distances)
             count_class = spike_count(spikes, lengths)
@@ -760,8 +796,8 @@ def indices_of_part(indices: Int64, part: BatchSlice) -> Int64:
     return indices[part.first : part.end] if part.count else indices[:1]
 
 
-def _all_targets(split: Split) -> Iterator[UInt8]:
-    """Target trains of all samples, some at a time."""
+def _all_targets(split: Split) -> Iterator[AnyArray]:
+    """Targets of all samples, some at a time."""
     for first in range(0, len(split), 64):
         yield _targets(split, np.arange(first, min(first + 64, len(split))))
 
@@ -773,9 +809,23 @@ def _digest_of_targets(split: Split) -> str:
     return digest.hexdigest()
 
 
-def _targets(split: Split, indices: Int64) -> UInt8:
+def mean_target(split: Split) -> Float64:
+    """Mean of the real-valued targets of each output over all samples of a split, `[N]`."""
+    lengths = lengths_of(split)
+
+    def batches() -> Iterator[tuple[AnyArray, Int64 | None]]:
+        first = 0
+        for targets in _all_targets(split):
+            end = first + targets.shape[1]
+            yield targets, None if lengths is None else lengths[first:end]
+            first = end
+
+    return mean_of_targets(batches())
+
+
+def _targets(split: Split, indices: Int64) -> AnyArray:
     if not isinstance(split, SequenceLabels):
-        raise DataError("the data set has no classes, and its samples no target spike trains")
+        raise DataError("the data set has no classes, and its samples no target sequences")
     return split.targets(indices)
 
 
@@ -790,7 +840,7 @@ def _check_augmentable(inputs: Inputs) -> None:
         raise ConfigError("inputs without rows and columns cannot be shifted, reflected or bent: leave augment_* out")
     if inputs.sequences:
         raise ConfigError(
-            "augmentation moves these inputs in time, but not their labels, which are spike trains; leave augment_* out"
+            "augmentation moves these inputs in time, but not their labels, which are sequences; leave augment_* out"
         )
 
 
@@ -799,6 +849,30 @@ def build_augmentation(config: RunConfig) -> Augmentation:
     return Augmentation(
         **{field.name: getattr(config, f"augment_{field.name}") for field in dataclasses.fields(Augmentation)}
     )
+
+
+def _check_targets(loss: Loss, inputs: Inputs) -> None:
+    """Raise `ConfigError` unless the loss compares outputs with such targets."""
+    if inputs.real_targets and not loss.real_targets:
+        raise ConfigError(
+            f"the targets are real numbers (floats), but the loss {loss.name} compares spikes with spikes or classes; "
+            f"give --loss {' or '.join(OF_REAL_TARGETS)}, or spike trains of 0 and 1 as integers"
+        )
+    if loss.real_targets and not inputs.real_targets:
+        labels = "spike trains" if inputs.sequences else "classes"
+        raise ConfigError(
+            f"the loss {loss.name} needs targets that are real numbers, but these labels are {labels}; give targets as "
+            f"float32, or another loss such as {'van-rossum' if inputs.sequences else 'van-rossum or cross-entropy'}"
+        )
+    if isinstance(loss, CrossEntropy) and inputs.sequences:
+        raise ConfigError(
+            f"the loss {loss.name} needs classes, but these labels are spike trains; use van-rossum or hamming"
+        )
+    if loss.of_potentials and not loss.real_targets and not isinstance(loss, CrossEntropy):
+        raise ConfigError(
+            f"the loss {loss.name} compares potentials with spike trains, which no data set asks for; set "
+            "real_targets = True in its class, or let it read spikes"
+        )
 
 
 def build_task(
@@ -823,10 +897,7 @@ def build_task(
         _check_augmentable(inputs)
     network = build_network(config, inputs)
     loss = build_loss(config)
-    if loss.of_potentials and inputs.sequences:
-        raise ConfigError(
-            f"the loss {loss.name} needs classes, but these labels are spike trains; use van-rossum or hamming"
-        )
+    _check_targets(loss, inputs)
     per_epoch = updates_per_epoch(config, samples)
     optimizer = build_optimizer(config, per_epoch)
     group = Group() if group is None else group
@@ -841,8 +912,10 @@ def build_task(
         collective=group.collective,
         frozen=frozen_parameters(network, config.freeze),
     )
-    distances: LabelDistances | ReadoutDistances
-    if isinstance(loss, CrossEntropy):
+    distances: LabelDistances | ReadoutDistances | None
+    if inputs.real_targets:
+        distances = None
+    elif isinstance(loss, CrossEntropy):
         distances = ReadoutDistances(loss)
     else:
         distances = LabelDistances(config.label_code, len(inputs.classes), config.steps, loss, network.output_psp)

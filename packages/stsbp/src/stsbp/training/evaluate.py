@@ -16,7 +16,8 @@ from stsbp_spec.models.encoders.packed import Inputs
 from stsbp_spec.typing import Int64
 
 from stsbp.datasets import Split
-from stsbp.training.build import TOLERANCE, Task, padded
+from stsbp.measures.regression import RegressionTotals
+from stsbp.training.build import TOLERANCE, Task, mean_target, padded
 from stsbp.training.metrics import Sums, spike_figures
 from stsbp.training.prefetch import prefetched
 from stsbp.training.timing import Measuring, OtherTargets, SpikeTiming
@@ -31,11 +32,12 @@ class Evaluation:
     Attributes:
         sums: loss, accuracies and spike rates.
         confusion: number of samples by true class (row) and class of the nearest label sequence (column), `[K, K]`. K
-            is 0 if labels are spike trains.
+            is 0 if labels are sequences.
         followed: if labels are classes, how well the outputs match their label sequences, as sums that
             `stsbp.training.metrics.spike_figures` reads. Empty for a readout, which has no spikes.
         tolerance: tolerance in steps of the precision, the recall and F1 in `followed` or `sums`.
         timing: the measures of spike times. None for a readout, or if they were not asked for.
+        regression: errors of real-valued outputs; None: labels are classes or spike trains.
     """
 
     sums: Sums
@@ -43,11 +45,13 @@ class Evaluation:
     followed: Mapping[str, float] = field(default_factory=dict)
     tolerance: int = TOLERANCE
     timing: SpikeTiming | None = None
+    regression: RegressionTotals | None = None
 
     def means(self) -> dict[str, Any]:
         """All results as means over the samples, with the tolerance of F1 and the measures of spike times."""
         means = {**self.sums.means(), **(spike_figures(self.followed, self.sums.samples) if self.followed else {})}
         means |= {"tolerance": self.tolerance} if "f1" in means else {}
+        means |= {} if self.regression is None else {"regression": self.regression.record()}
         return means | ({} if self.measures is None else {"measures": self.measures})
 
     @cached_property
@@ -90,6 +94,7 @@ def evaluate(
     distances: dict[str, list[float]] = {}
     has_spikes = not task.network.has_readout
     timing = SpikeTiming(task, len(split), measuring) if measuring is not None and has_spikes else None
+    regression = RegressionTotals(mean_target(split)) if task.inputs.real_targets else None
     batches = [np.arange(i, min(i + batch_size, len(split))) for i in range(0, len(split), batch_size)]
     began = time.perf_counter()
     load, predict = partial(_load, task, split, timing), task.trainer.predictor(state)
@@ -100,6 +105,8 @@ def evaluate(
         score = task.score(prediction.spikes, batch.targets, labels, tolerance, batch.lengths)
         sums.add(samples=len(labels), loss=0.0, rates=prediction.rates, padded=padded(batch), **score.sums)
         losses.extend(score.losses)
+        if regression is not None:
+            regression.add(prediction.spikes, batch.targets, batch.lengths)
         batch_distances = score.distances
         if classes and has_spikes:
             # Training updates do not compute this, because they have the loss, and it takes time.
@@ -116,14 +123,16 @@ def evaluate(
             on_progress(sums.samples)
     sums.loss = math.fsum(losses)
     exact = {name: math.fsum(values) for name, values in distances.items()}
-    if followed:
+    if regression is not None:
+        sums.squared_error = exact["squared_error"]
+    elif followed:
         followed |= exact
     else:
         sums.sequence |= exact
     if timing is not None:
         timing.finish()
     sums.seconds = time.perf_counter() - began
-    return Evaluation(sums, confusion, followed, tolerance, timing)
+    return Evaluation(sums, confusion, followed, tolerance, timing, regression)
 
 
 def _load(

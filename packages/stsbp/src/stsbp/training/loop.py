@@ -45,7 +45,7 @@ from stsbp.training.evaluate import Evaluation, evaluate
 from stsbp.training.initial import check_trainable, first_weights
 from stsbp.training.metrics import MetricsFile, Sums, Workload, check_records, read_records
 from stsbp.training.prefetch import prefetched
-from stsbp.training.progress import SHOWN, Course, Reporter
+from stsbp.training.progress import Course, Reporter
 from stsbp.training.run_folder import RunFolder
 from stsbp.training.tensorboard import TensorBoard
 from stsbp.training.timing import Measuring
@@ -544,7 +544,8 @@ class _TrainingLoop:
         if compiling := self.course.compiled():
             self.reporter.note(f"compiling the kernels: {compiling:.0f} s")
         sums = self.next.sums
-        means = {"loss": sums.loss / sums.samples, **dict([sums.headline])} if sums.samples else {}
+        quality, value = sums.headline
+        means = {"loss": sums.loss / sums.samples, quality.key: value} if sums.samples else {}
         self.reporter.step(min(self.next.epoch, self.config.epochs - 1), means, activity)
 
     def evaluations(self, epochs: int) -> int:
@@ -607,8 +608,11 @@ class _TrainingLoop:
         if validation is None:
             loss = sums.loss / sums.samples
             return {**step_and_epoch, "by": "training loss", "value": loss, "loss": loss}
-        name, value = validation.sums.headline
-        return {**step_and_epoch, "by": f"validation {name}", "value": value, "loss": validation.sums.means()["loss"]}
+        quality, value = validation.sums.headline
+        loss = validation.sums.means()["loss"]
+        if not quality.is_share:
+            return {**step_and_epoch, "by": "validation loss", "value": loss, "loss": loss}
+        return {**step_and_epoch, "by": f"validation {quality.key}", "value": value, "loss": loss}
 
     def evaluate(self, name: str) -> Evaluation:
         # An interrupted evaluation must start again. The clock may only do this after the run has made progress.
@@ -628,15 +632,15 @@ class _TrainingLoop:
 
     def report(self, number: int, sums: Sums, validation: Evaluation | None, test: Evaluation | None) -> None:
         means = sums.means()
-        measure, value = sums.headline
-        measure_texts = [f"train {value:.2%}"]
+        quality, value = sums.headline
+        measure_texts = [f"train {quality.text(value)}"]
         for name, evaluation in (("valid.", validation), ("test", test)):
             if evaluation is not None:
-                measure_texts.append(f"{name} {evaluation.sums.headline[1]:.2%}{_by_chance(evaluation, measure)}")
+                text = quality.text(evaluation.sums.headline[1])
+                measure_texts.append(f"{name} {text}{_by_chance(evaluation, quality.key)}")
         rate, rates = self.course.rate, means["rates"].values()
         self.reporter.note(
-            f"epoch {number}/{self.config.epochs}  loss {means['loss']:.4f}  {SHOWN[measure]} "
-            + " ".join(measure_texts),
+            f"epoch {number}/{self.config.epochs}  loss {means['loss']:.4f}  {quality.name} " + " ".join(measure_texts),
             "" if rate is None else f"{rate:.0f} samples/s",
             f"rates {min(rates):.3f} to {max(rates):.3f}",
         )
@@ -779,7 +783,7 @@ def _is_better(new: Mapping[str, Any], best: Mapping[str, Any]) -> bool:
 
     With few validation samples, equal accuracies are frequent. The validation loss then decides between them.
     """
-    if new["by"] != "training loss" and new["value"] != best["value"]:
+    if not new["by"].endswith(" loss") and new["value"] != best["value"]:
         return bool(new["value"] > best["value"])
     return best["loss"] is not None and bool(new["loss"] < best["loss"])
 

@@ -32,6 +32,7 @@ from stsbp.config import RunConfig
 from stsbp.errors import CheckpointError, FileError
 from stsbp.files import GIGABYTE, MEGABYTE, OpenFolder, open_regular
 from stsbp.training import checkpoint
+from stsbp.training.quality import QUALITIES, Quality
 
 __all__ = [
     "LabelDistances",
@@ -156,6 +157,8 @@ class Sums:
     """The number of those errors that were zero after the error grid."""
     padded: float = 0.0
     """Amount of padding, in samples: for example 0.25 for a sample with 3 of 4 steps."""
+    squared_error: float | None = None
+    """If targets are real numbers: the mean squared errors of the samples."""
 
     def add(
         self,
@@ -170,6 +173,7 @@ class Sums:
         seconds: float = 0.0,
         zeroed: Mapping[str, ZeroedErrors] | None = None,
         padded: float = 0.0,
+        squared_error: float | None = None,
     ) -> None:
         """Add a batch. `loss` and `rates` are means over it, all other values are sums."""
         self.batches += 1
@@ -181,6 +185,8 @@ class Sums:
         self.gradient_norm += gradient_norm
         self.largest_gradient_norm = max(self.largest_gradient_norm, gradient_norm)
         self.seconds += seconds
+        if squared_error is not None:
+            self.squared_error = (self.squared_error or 0.0) + squared_error
         for name, rate in rates.items():
             self.rates[name] = self.rates.get(name, 0.0) + rate * (samples - padded)
         for name, value in (sequence or {}).items():
@@ -190,17 +196,23 @@ class Sums:
             self.zeroed[name] = self.zeroed.get(name, 0) + counts.zeroed
 
     @property
-    def headline(self) -> tuple[str, float]:
-        """The main quality measure: `accuracy`, or `f1` of spike times if labels are spike trains."""
+    def headline(self) -> tuple[Quality, float]:
+        """The quality measure: accuracy; F1 of spike times if labels are spike trains; the mean squared error if they are
+        real numbers."""
+        if self.squared_error is not None:
+            return QUALITIES["mse"], self.squared_error / max(1, self.samples)
         if self.sequence:
-            return "f1", f1(*_matches(self.sequence))
-        return "accuracy", self.correct / max(1, self.samples)
+            return QUALITIES["f1"], f1(*_matches(self.sequence))
+        return QUALITIES["accuracy"], self.correct / max(1, self.samples)
 
     def means(self) -> dict[str, Any]:
-        """Means over the samples: loss, rates, and accuracies (for spike trains: precision and so on, and
-        distances)."""
+        """Means over the samples: loss, rates, and accuracies (for spike trains: precision and so on, and distances;
+        for real numbers: the mean squared error)."""
         n = max(1, self.samples)
-        if self.sequence:
+        how_good: dict[str, float]
+        if self.squared_error is not None:
+            how_good = {"mse": self.squared_error / n}
+        elif self.sequence:
             how_good = spike_figures(self.sequence, self.samples)
         else:
             how_good = {"accuracy": self.correct / n, "accuracy_spike_count": self.correct_by_count / n}
@@ -231,8 +243,8 @@ class Sums:
         }
 
     def to_json(self) -> dict[str, Any]:
-        """All fields. JSON keeps all bits of a float."""
-        return asdict(self)
+        """All fields that are known. JSON keeps all bits of a float."""
+        return {name: x for name, x in asdict(self).items() if x is not None}
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> Self:

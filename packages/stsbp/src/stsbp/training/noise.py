@@ -138,8 +138,8 @@ class DisturbedSplit:
         inputs = self.split.stored(indices)
         return disturbed(inputs, indices, self.name, self.amount, self.seed, lengths, self.input_max)
 
-    def targets(self, indices: Int64) -> UInt8:
-        """Target spike trains `[T, B, N]`, if the split has them (`SequenceLabels`)."""
+    def targets(self, indices: Int64) -> AnyArray:
+        """Target sequences `[T, B, N]`, if the split has them (`SequenceLabels`)."""
         if not isinstance(self.split, SequenceLabels):
             raise DataError("the labels of these samples are classes, not spike trains")
         return self.split.targets(indices)

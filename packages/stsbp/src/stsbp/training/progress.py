@@ -18,13 +18,13 @@ from typing import IO, TYPE_CHECKING, Any, Protocol, cast
 from stsbp.errors import printable
 from stsbp.processes.group import Group
 from stsbp.training.metrics import Workload
+from stsbp.training.quality import QUALITIES
 
 if TYPE_CHECKING:
     from rich.progress import Task, TaskID
     from rich.text import Text
 
 __all__ = [
-    "SHOWN",
     "Course",
     "Pace",
     "PlainReporter",
@@ -47,8 +47,6 @@ _ENOUGH = 3
 """After this many further batches it is certain that a first batch was hardly slower. It is then not reported."""
 _LEAST_COMPILING = 3.0
 """Time in seconds by which a first batch must be slower to be reported. Loading compiled kernels takes less."""
-SHOWN = {"accuracy": "accuracy", "f1": "F1 (1 step)"}
-"""Quality measures of a run, with their names for users. F1 has the tolerance `stsbp.training.build.TOLERANCE`."""
 
 
 class Pace:
@@ -198,7 +196,7 @@ def _standing(epoch: str, course: Course, means: Mapping[str, Any], droppable: S
         "share": f"{int(100 * course.share)}%",
         "epoch": epoch,
         "loss": f"loss {means['loss']:.4f}" if "loss" in means else "",
-        "figure": "  ".join(f"{shown} {means[name]:.2%}" for name, shown in SHOWN.items() if name in means),
+        "figure": "  ".join(f"{q.name} {q.text(means[key])}" for key, q in QUALITIES.items() if key in means),
         "rate": "" if rate is None else f"{rate:.0f} samples/s",
         "elapsed": f"elapsed {time_text(course.elapsed)}",
         "left": "" if remaining_time is None else f"left {time_text(remaining_time)}",

@@ -40,10 +40,10 @@ class Predicted:
     """The outputs of a network for some samples.
 
     Attributes:
-        spikes: output spike trains, uint8 `[T, B, N]`.
-        names: names of the classes, in the order of the output neurons; empty if labels are spike trains.
+        spikes: output spike trains, uint8 `[T, B, N]`; of a network that ends with a readout, its potentials, float32.
+        names: names of the classes, in the order of the output neurons; empty if labels are sequences.
         distances: distance of each sample to the label sequence of each class, in the metric of the loss, `[B, K]`.
-            None if labels are spike trains.
+            None if labels are sequences.
         lengths: number of steps of each sample, `[B]`; later spikes are meaningless. None: all steps count.
     """
 
@@ -88,14 +88,26 @@ class Predicted:
 
     @property
     def sequences(self) -> list[list[list[int]]]:
-        """The steps at which each output neuron spikes: a list for each neuron of each sample."""
+        """The steps at which each output neuron spikes: a list for each neuron of each sample.
+
+        Raises:
+            ConfigError: the network ends with a readout, which has no spikes.
+        """
+        if self.spikes.dtype != np.uint8:
+            raise ConfigError("the outputs of this run are potentials and have no spikes; take values")
         spikes = without_padding(self.spikes, self.lengths)
         return [[np.flatnonzero(train).tolist() for train in sample] for sample in spikes.transpose(1, 2, 0)]
 
     @property
+    def values(self) -> list[list[list[float]]]:
+        """The output of each neuron at each step: a list for each neuron of each sample, without padded steps."""
+        lengths = [len(self.spikes)] * self.spikes.shape[1] if self.lengths is None else self.lengths.tolist()
+        return [self.spikes[:length, b].T.tolist() for b, length in enumerate(lengths)]
+
+    @property
     def _distances(self) -> Float64:
         if self.distances is None:
-            raise ConfigError("the labels of this run are spike trains, not classes; take spikes or sequences")
+            raise ConfigError("the labels of this run are sequences, not classes; take spikes or sequences")
         return self.distances
 
 
@@ -166,7 +178,8 @@ class Trained:
             ],
             axis=1,
         )
-        distances = None if self.task.inputs.sequences else self.task.distances(spikes, lengths)
+        to_labels = None if self.task.inputs.sequences else self.task.distances
+        distances = None if to_labels is None else to_labels(spikes, lengths)
         return Predicted(spikes, self.names, distances, lengths)
 
     def decode(self, spikes: Any, first: int = 0) -> Predicted:

@@ -7,8 +7,8 @@ Error for a batch of B, in this order of operations:
     e = snap(u - y)
     dL/du = scale*e                      scale = 2/(T*N*B), rounded once from float64
 
-`e` is 0 or at least 2^-100, so it does not matter whether a library keeps subnormal targets: beside a potential, which is
-0 or at least 2^-100, they have no effect. The reported loss is computed in float64.
+`e` is 0 or at least 2^-100, so it does not matter whether a library keeps subnormal targets: beside a potential, which
+is 0 or at least 2^-100, they have no effect. The reported loss is computed in float64.
 """
 
 from __future__ import annotations
