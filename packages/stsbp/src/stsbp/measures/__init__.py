@@ -2,8 +2,8 @@
 and targets that are real numbers, `regression_errors`.
 
 All other functions take spike trains `[T, B, N]` of 0 and 1: numpy arrays, or tensors of torch or JAX, on any device.
-With `lengths` `[B]`, the later steps of a sample are ignored. Everything is computed with numpy on the CPU, from integers
-where possible, so results do not depend on the backend, on the order of samples or on the size of batches.
+With `lengths` `[B]`, the later steps of a sample are ignored. Everything is computed with numpy on the CPU, from
+integers where possible, so results do not depend on the backend, on the order of samples or on the size of batches.
 
     import stsbp.measures as measures
 

@@ -75,6 +75,7 @@ def over_time(
         for k, step in enumerate(moments):
             # Shorter samples are decided at their own end.
             lengths = np.minimum(sample_steps, step)
+            assert task.distances is not None
             nearest_class[k, part] = nearest_sequence(task.distances(outputs, lengths))
             count_class[k, part] = spike_count(outputs, lengths)
         if on_progress is not None:

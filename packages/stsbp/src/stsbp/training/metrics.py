@@ -197,8 +197,8 @@ class Sums:
 
     @property
     def headline(self) -> tuple[Quality, float]:
-        """The quality measure: accuracy; F1 of spike times if labels are spike trains; the mean squared error if they are
-        real numbers."""
+        """The quality measure: accuracy; F1 of spike times if labels are spike trains; or the mean squared error, if
+        targets are real numbers."""
         if self.squared_error is not None:
             return QUALITIES["mse"], self.squared_error / max(1, self.samples)
         if self.sequence:
