@@ -107,7 +107,7 @@ def test_a_run_of_spike_trains_has_no_classes(stsbp: Callable[..., Result], tmp_
     assert prediction.spikes.shape == (25, 6, 16)
     assert (len(prediction.sequences), len(prediction.sequences[0]), run.names) == (6, 16, ())
     for attribute in ("nearest", "counted", "classes"):
-        with pytest.raises(ConfigError, match="the labels of this run are spike trains, not classes"):
+        with pytest.raises(ConfigError, match="the labels of this run are sequences, not classes"):
             getattr(prediction, attribute)
     with pytest.raises(ShapeError, match="inputs have 11 steps, expected 25"):
         run.predict(frames[:11])

@@ -233,7 +233,7 @@ def test_which_samples_of_a_file_are_tested_on(rasters_file: Callable[..., Path]
         ),
         ({"inputs": np.array(["a", "b"])}, "inputs must be uint8 values 0 and 1, got <U1"),
         ({"inputs": np.array([None, {}])}, r"\(\.npz\): Object arrays cannot be loaded$"),
-        ({"targets": np.zeros(0, np.float64)}, "targets must be uint8 values 0 and 1, got float64"),
+        ({"targets": np.zeros(0, np.float64)}, r"targets \[n, T, N\], got \[10, 6, 7\] and \[0\]"),
         ({"targets": np.full((10, 6, 3), 2, np.uint8)}, "targets must be uint8 values 0 and 1, got uint8 up to 2"),
         ({"inputs": np.zeros((10, 6), np.uint8)}, r"inputs must be \[n, T, N\]"),
         ({"targets": np.zeros((10, 5, 3), np.uint8)}, "do not agree in samples n and steps T"),

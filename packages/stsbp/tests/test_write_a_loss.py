@@ -222,7 +222,7 @@ def test_a_run_with_a_negative_loss_is_decoded_and_continues(
         ("my_losses:Missed:weight=inf", "weight must be a finite number, got inf"),
         ("my_losses:Missed:weight", "loss 'my_losses:Missed': expected key=value, got 'weight'"),
         ("broken:InNumpy", "computes its distance in numpy, so a run cannot store it"),
-        ("broken:Powers", "may use only + - * / of psp.tau_s, psp.tau_rise, steps and batch"),
+        ("broken:Powers", "may use only + - * / of psp.tau_s, psp.tau_rise, steps, batch and neurons"),
         ("broken:Forks", "cannot be stored: they must be the same + - * / of numbers in every run"),
         ("broken:Fails", "ZeroDivisionError: integer division or modulo by zero"),
         ("broken:Lacks", "its constants lack more, which `parameters` names"),
@@ -253,3 +253,20 @@ def test_errors_of_a_loss_take_one_line(
 @pytest.mark.usefixtures("folder_of_modules")
 def test_errors_of_a_surrogate_take_one_line(arguments: str, message: str, stsbp: Callable[..., Result]) -> None:
     _refused(stsbp, message, *arguments.split())
+
+
+def test_a_loss_of_real_targets(stsbp: Callable[..., Result], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    random = np.random.default_rng(0)
+    inputs = (random.random((20, 12, 3)) < 0.3).astype(np.uint8)
+    np.savez(tmp_path / "real.npz", inputs=inputs, targets=inputs.mean(axis=2, keepdims=True))
+    module = tmp_path / "my_regression.py"
+    module.write_text(FILES[-1])
+    monkeypatch.syspath_prepend(str(tmp_path))
+    _, *words = shlex.split(COMMANDS[-1])
+    done = stsbp(*words, "--epochs", 1, "--net", 8, "--precision", "reproducible", "--out", "run")
+    assert done.exit_code == 0, done.output
+    assert "write snap" not in done.output
+    # The run has the equations of the loss, and needs the module no more.
+    module.unlink()
+    evaluated = json.loads(stsbp("evaluate", "run", "--json").stdout)
+    assert 0 < evaluated["loss"] < evaluated["mse"]
