@@ -15,7 +15,7 @@ from stsbp_spec.errors import NetworkError, ShapeError, SpecError
 from stsbp_spec.models.decoders import spike_count
 from stsbp_spec.models.encoders import encode_repeat
 from stsbp_spec.models.lengths import inside
-from stsbp_spec.models.losses import OF_POTENTIALS, CrossEntropy, Hamming, Loss, parse_loss
+from stsbp_spec.models.losses import OF_CLASSES, CrossEntropy, Hamming, Loss, parse_loss
 from stsbp_spec.models.neurons import LIF, Readout, parse_neuron
 from stsbp_spec.models.optim import AdamW
 from stsbp_spec.networks.initial_weights import initial_weights
@@ -26,7 +26,7 @@ from stsbp_spec.typing import AnyArray, Float64, Int64, Precision
 
 NUMPY = NumpyBackend()
 STEPS, BATCH, CLASSES = 8, 5, 4
-LOSSES = pytest.mark.parametrize("loss", OF_POTENTIALS.values(), ids=list(OF_POTENTIALS))
+LOSSES = pytest.mark.parametrize("loss", OF_CLASSES.values(), ids=list(OF_CLASSES))
 NETWORK = NetworkSpec.parse(
     "6", input_shape=(9,), outputs=CLASSES, neuron=LIF(3.0, 5 / 3, 0.4), output_neuron=Readout(5.0)
 )
@@ -212,6 +212,6 @@ def test_a_readout_is_written_and_read() -> None:
     assert parsed == NETWORK
     network = NetworkSpec.parse("6-4{neuron=readout,tau_m=20}", input_shape=(9,), outputs=4)
     assert network.blocks[-1].neuron == Readout(20.0)
-    assert {name: parse_loss(name) for name in OF_POTENTIALS} == OF_POTENTIALS
+    assert {name: parse_loss(name) for name in OF_CLASSES} == OF_CLASSES
     with pytest.raises(SpecError, match="couples all neurons of a sample"):
         CrossEntropy().back(None, None, None)  # type: ignore[arg-type]

@@ -181,7 +181,7 @@ def test_known_settings_are_listed_once_however_many_are_unknown() -> None:
         ("tau_m", 0.5, "greater than or equal to 1"),
         ("dropout", 1.0, "less than 1"),
         ("weight_bits", 13, "less than or equal to 12"),
-        ("loss", "mse", "'spike-count', 'cross-entropy' or 'cross-entropy-max'"),
+        ("loss", "mae", "'spike-count', 'cross-entropy', 'cross-entropy-max' or 'mse'"),
         ("precision", "exact", "'fast' or 'reproducible'"),
         ("surrogate", "sigmoid", f"known: {', '.join(SURROGATES)}"),
         ("surrogate", "triangle:width=0", "must be a finite number above 0"),

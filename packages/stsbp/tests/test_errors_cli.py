@@ -143,7 +143,7 @@ def test_missing_config(stsbp: Callable[..., Result], tmp_path: Path, refused: C
 def test_bad_flags(stsbp: Callable[..., Result], tmp_path: Path, refused: Callable[..., None]) -> None:
     refused(stsbp("train", "digits", "--epochs", 0), "--epochs 0: input should be greater than or equal to 1")
     refused(stsbp("train", "digits", "--epochs", "many"), "'many' is not a valid integer", code=2)
-    refused(stsbp("train", "digits", "--loss", "mse"), "'van-rossum', 'hamming', 'spike-count'", code=2)
+    refused(stsbp("train", "digits", "--loss", "mae"), "'van-rossum', 'hamming', 'spike-count'", code=2)
     refused(stsbp("train", "digits", "--net", "12C5-X"), "12C5-X\n       ^")
     refused(
         stsbp("train", "digits", "--net", "12C9", "--padding", "valid"), "kernel, 9x9, is larger than its input, 8x8"

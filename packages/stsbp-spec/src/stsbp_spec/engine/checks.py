@@ -316,10 +316,8 @@ def check_batch(
     _array("targets", targets)
     dtype = np.dtype(np.float32 if loss.real_targets else np.uint8)
     if targets.dtype != dtype or targets.ndim != 3 or targets.shape[0] < 1:
-        raise ShapeError(
-            f"targets of the loss {loss.name} must be {dtype} [T, B, N] with T >= 1, got {targets.dtype} "
-            f"{targets.shape}"
-        )
+        values = f", real numbers for the loss {loss.name}" if loss.real_targets else ""
+        raise ShapeError(f"targets must be {dtype} [T, B, N] with T >= 1{values}, got {targets.dtype} {targets.shape}")
     samples = check_inputs(network, batch.inputs, targets.shape[0])
     if part_of is not None:
         check_part(samples, part_of(targets.shape[1]))
