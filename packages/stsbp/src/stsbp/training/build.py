@@ -560,7 +560,8 @@ def check_typed_labels(config: RunConfig, inputs: Inputs, typed: Mapping[str, An
         ConfigError: a pattern was typed.
     """
     if inputs.sequences and (patterns := _patterns(typed)):
-        raise ConfigError(f"{patterns}: the labels of {config.dataset} are sequences and need no pattern; leave it out")
+        kind = "real numbers" if inputs.real_targets else "spike trains"
+        raise ConfigError(f"{patterns}: the labels of {config.dataset} are {kind} and need no pattern; leave it out")
 
 
 def _patterns(typed: Mapping[str, Any]) -> str:
