@@ -281,3 +281,15 @@ def test_a_split_with_real_targets() -> None:
     targets[0, 2, 1] = np.inf
     with pytest.raises(DataError, match=r"SequenceSplit, targets must be finite .* got inf at \[0, 2, 1\]"):
         SequenceSplit(inputs, targets, np.zeros(6, np.int64))
+
+
+def test_a_stream_prints_all_outputs(file: Path, stsbp: Callable[..., Result], tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    assert stsbp("train", f"sequences:{file}", *TINY, "--out", run).exit_code == 0
+    inputs, _ = data()
+    lines = [f"{t} {n}" for t, n in np.argwhere(inputs[3]).tolist()]
+    (tmp_path / "events.txt").write_text("\n".join(lines))
+    shown = stsbp("predict", run, "--stream", tmp_path / "events.txt").stdout
+    potentials = load_trained(RunFolder(run), "last", NumpyBackend()).predict(inputs[3][:, None]).spikes[:, 0]
+    first = " ".join(f"{value:.4g}" for value in potentials[0].tolist())
+    assert re.search(rf"^ +0  {re.escape(first)}$", shown, re.MULTILINE)

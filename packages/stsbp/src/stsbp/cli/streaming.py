@@ -256,13 +256,16 @@ class _Live:
             click.echo(json.dumps(record))
         elif readout or fired:
             time_text = "" if self._step_s is None else f"{self._end(number) / 1000:>14.3f} ms"
-            strongest = int(output.argmax())
-            text = (
-                f"{self._shown[strongest]} {output[strongest]:.3f}"
-                if readout
-                else ", ".join(self._shown[n] for n in fired)
-            )
-            say(f"{number:>6}{time_text}  {text}")
+            say(f"{number:>6}{time_text}  {self._output_text(output, fired)}")
+
+    def _output_text(self, output: AnyArray, fired: list[int]) -> str:
+        """The neurons that spiked; for a readout, all outputs, or the class with the largest potential."""
+        if not self._run.network.has_readout:
+            return ", ".join(self._shown[n] for n in fired)
+        if not self._run.names:
+            return " ".join(f"{value:.4g}" for value in output.tolist())
+        strongest = int(output.argmax())
+        return f"{self._shown[strongest]} {output[strongest]:.3f}"
 
     def _decoded(self) -> Predicted | None:
         """The class from the last steps; None: there are no classes, or no steps."""
