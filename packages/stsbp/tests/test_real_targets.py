@@ -223,8 +223,8 @@ def test_other_files_are_refused(
 @pytest.mark.parametrize(
     ("name", "loss", "text"),
     [
-        ("real", "van-rossum", "give --loss mse"),
-        ("real", "cross-entropy", "give --loss mse"),
+        ("real", "van-rossum", "give --loss 'mse'"),
+        ("real", "cross-entropy", "give --loss 'mse'"),
         ("digits", "mse", "these labels are classes"),
         ("patterns", "mse", "these labels are spike trains"),
     ],

@@ -20,7 +20,7 @@ from stsbp_spec.equations.ranges import flushes_of
 from stsbp_spec.errors import NetworkError
 from stsbp_spec.models.decoders import nearest_sequence, spike_count
 from stsbp_spec.models.encoders import EventBinning, LabelCode, encode_repeat, packed
-from stsbp_spec.models.losses import LOSSES, OF_REAL_TARGETS, CrossEntropy, MeanSquaredError
+from stsbp_spec.models.losses import LOSSES, CrossEntropy, MeanSquaredError
 from stsbp_spec.models.losses.base import Loss
 from stsbp_spec.models.metrics import match_spikes
 from stsbp_spec.models.neurons import NEURONS, NeuronModel, Readout, parameters, parse_neuron
@@ -857,7 +857,7 @@ def _check_targets(loss: Loss, inputs: Inputs) -> None:
     if inputs.real_targets and not loss.real_targets:
         raise ConfigError(
             f"the targets are real numbers (floats), but the loss {loss.name} compares spikes with spikes or classes; "
-            f"give --loss {' or '.join(OF_REAL_TARGETS)}, or spike trains of 0 and 1 as integers"
+            f"give --loss {_MSE.name!r}, or spike trains of 0 and 1 as integers"
         )
     if loss.real_targets and not inputs.real_targets:
         labels = "spike trains" if inputs.sequences else "classes"
