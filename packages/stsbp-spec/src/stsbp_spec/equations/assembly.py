@@ -31,7 +31,6 @@ from stsbp_spec.errors import SpecError
 from stsbp_spec.models.learned import learned_name
 from stsbp_spec.models.lengths import inside
 from stsbp_spec.models.losses.base import AHEAD, STEP, Loss, LossStep, step_names
-from stsbp_spec.models.losses.cross_entropy import CrossEntropy
 from stsbp_spec.models.neurons.base import Adjoint, NeuronModel, Step
 from stsbp_spec.networks.ops.psp import PSP, FilterAdjoint, FilterStep, SynapticFilter
 from stsbp_spec.typing import AnyArray, Float32, Int64, Shape
@@ -579,7 +578,7 @@ def loss_padding(loss: Loss, psp: PSP, lengths: Int64, batch: int, shape: Shape)
 
 def inside_name(loss: Loss) -> str:
     """The name that `loss_padding` gives to the array that marks the steps which are not padding."""
-    return "inside" if isinstance(loss, CrossEntropy) else str(padded_loss_equations(loss).inside)
+    return "inside" if loss.reads_classes else str(padded_loss_equations(loss).inside)
 
 
 def _pass(loss: Loss, direction: str, step: LossStep, inputs: tuple[str, ...], output: str) -> Recurrence:

@@ -63,6 +63,8 @@ class Loss(metaclass=Guarded):
         states, back_states: names of the states of each pass. They are zero before its first step.
         of_potentials: whether the loss reads the potentials of a readout instead of spikes (mean_squared_error.py,
             cross_entropy.py). There are then no spike counts.
+        reads_classes: whether the loss only reads which class the targets show (cross_entropy.py). It then computes its
+            errors itself.
         real_targets: whether targets are real numbers, float32, instead of spikes. This needs `of_potentials`.
     """
 
@@ -71,6 +73,7 @@ class Loss(metaclass=Guarded):
     states: ClassVar[tuple[str, ...]] = ()
     back_states: ClassVar[tuple[str, ...]] = ()
     of_potentials: ClassVar[bool] = False
+    reads_classes: ClassVar[bool] = False
     real_targets: ClassVar[bool] = False
 
     def __init_subclass__(cls) -> None:

@@ -40,6 +40,7 @@ class CrossEntropy(Loss):
     name: ClassVar[str] = "cross-entropy"
     parameters: ClassVar[tuple[str, ...]] = ()
     of_potentials: ClassVar[bool] = True
+    reads_classes: ClassVar[bool] = True
 
     # `xp` is a namespace of arrays.py. `within`, `[T, B, 1]`, is true at steps that are not padding.
     def evidence(self, u: Any, is_inside: Any, xp: Any) -> Any:
