@@ -12,12 +12,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
+from stsbp_spec.engine import cost
 from stsbp_spec.engine.plan import rule_of
 from stsbp_spec.engine.trainer import TrainState
 from stsbp_spec.models.encoders.packed import unpacked
 from stsbp_spec.models.lengths import without_padding
-from stsbp_spec.networks.graph import Edge, Projection
-from stsbp_spec.networks.ops import Conv2d, Dropout, Linear
+from stsbp_spec.networks.graph import Edge
+from stsbp_spec.networks.ops import Dropout
 from stsbp_spec.networks.ops.base import Passing
 from stsbp_spec.networks.spec import Block, NetworkSpec
 from stsbp_spec.reference.backend import NumpyBackend
@@ -57,7 +58,7 @@ def fan_out(network: NetworkSpec, block: Block) -> dict[Edge, Int64]:
     for projection in graph.projections_to(block.population):
         if not projection.input.static:
             (edge,) = nodes[projection.name].inputs
-            trace(edge.source, edge.delay, _reached(projection))
+            trace(edge.source, edge.delay, cost.fan_out(projection))
     return fans
 
 
@@ -86,34 +87,6 @@ def _per_step(spikes: AnyArray, lengths: Int64 | None) -> Float64:
     trains = spikes.reshape(*spikes.shape[:2], -1)
     counts: Float64 = without_padding(trains, lengths).sum(axis=1, dtype=np.float64)
     return counts
-
-
-def _reached(projection: Projection) -> Int64:
-    """The number of weights that each input value of a projection is multiplied with."""
-    synapse, shape = projection.synapse, projection.input.shape
-    if isinstance(synapse, Conv2d):
-        rows, columns = (
-            _windows(size, outputs, *axis)
-            for size, outputs, *axis in zip(
-                shape[1:],
-                projection.output_shape[1:],
-                synapse.kernels,
-                synapse.strides,
-                synapse.paddings,
-                synapse.dilations,
-                strict=True,
-            )
-        )
-        reached: Int64 = np.broadcast_to(synapse.channels // synapse.groups * np.outer(rows, columns), shape)
-        return reached
-    return np.full(shape, synapse.units if isinstance(synapse, Linear) else 1, dtype=np.int64)
-
-
-def _windows(size: int, outputs: int, kernel: int, stride: int, padding: int, dilation: int) -> Int64:
-    """How many of the `outputs` windows along an axis contain each of its `size` positions, `[size]`."""
-    offset = np.arange(size)[:, None] - (np.arange(outputs) * stride - padding)
-    window_count: Int64 = ((offset >= 0) & (offset < kernel * dilation) & (offset % dilation == 0)).sum(axis=1)
-    return window_count
 
 
 @dataclass(frozen=True)
