@@ -129,8 +129,9 @@ def test_stopped_on_four_and_resumed_on_other_backends(
 def test_evaluation_and_experiment_find_what_one_process_finds(several: Several, alone: Path, tmp_path: Path) -> None:
     one, two = (
         json.loads(several("evaluate", alone, "--json", *more)[0])
-        for more in ((), ("--processes", 2, "--batch-size", 7))
+        for more in (("--energy",), ("--energy", "--processes", 2, "--batch-size", 7))
     )
+    assert one["energy"]["samples"] == one["samples"]
     for figures in (one, two):
         del figures["seconds"]
     assert one == two

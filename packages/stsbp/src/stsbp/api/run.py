@@ -15,6 +15,7 @@ from stsbp_spec.validation import integer, shown
 from stsbp.api.calls import flag, in_python, opened, path_of
 from stsbp.api.progress import ProgressArgument, reporter_for, warn_caller
 from stsbp.datasets.arrays import ARRAYS, GivenData, given_data
+from stsbp.energy.stored import store_energy
 from stsbp.errors import CheckpointError, ConfigError
 from stsbp.interop.export import export
 from stsbp.report.write import ReportRequest, report_path, write_report
@@ -106,6 +107,8 @@ class Run(Trained):
         tolerances: Sequence[int] | None = None,
         cost: float | None = None,
         seed: int | None = None,
+        energy: bool = False,
+        energy_table: str | os.PathLike[str] | None = None,
         progress: ProgressArgument = False,
     ) -> dict[str, Any]:
         """Evaluate the network, as `stsbp evaluate --json` does.
@@ -121,6 +124,8 @@ class Run(Trained):
             tolerances: tolerances in steps of the measures of spike times; None: those of the command line.
             cost: cost of moving a spike by one step in the Victor-Purpura distance; None: 1.
             seed: seed with which targets are shuffled between samples, for the chance level; None: 0.
+            energy: whether to count operations and estimate their energy, as `stsbp evaluate --energy` does.
+            energy_table: `float32`, `int32`, `int8`, or a TOML or JSON file; None: `float32`.
             progress: as for `stsbp.train`.
 
         Returns:
@@ -144,9 +149,13 @@ class Run(Trained):
                 tolerances=None if tolerances is None else _steps(tolerances),
                 cost=cost,
                 seed=seed,
+                energy=flag("energy", energy),
+                energy_table=None if energy_table is None else str(path_of("energy_table", energy_table)),
             )
             request.check(self.settings)
             record = evaluate_run(self, request, reporter_for(progress)).record
+            if request.energy and request.on is None:
+                store_energy(self.folder, record, self.info["sha256"], warn_caller)
         return {"run": str(self.folder), "checkpoint": self.checkpoint, **record}
 
     def report(

@@ -17,6 +17,7 @@ from stsbp.cli import COMMANDS, PathName
 from stsbp.cli.common import say, say_warning
 from stsbp.config import OWN, PATHS, RunConfig
 from stsbp.datasets.registry import named_path
+from stsbp.energy.text import picojoules
 from stsbp.errors import printable
 from stsbp.files import real
 from stsbp.measures.matching import within
@@ -186,6 +187,16 @@ def _regression(records: Sequence[Mapping[str, Any]]) -> list[tuple[str, list[st
     ]
 
 
+def _energies(stored: Sequence[Mapping[str, Any] | None]) -> list[tuple[str, list[str]]]:
+    """A row of energies for each table, split and number of samples that some run has."""
+    rows: dict[str, dict[int, str]] = {}
+    for number, energy in enumerate(stored):
+        if energy is not None:
+            row_name = f"energy a sample, {energy['samples']:,} {energy['split']}, {energy['table']}"
+            rows.setdefault(row_name, {})[number] = picojoules(energy["pj"]["total"])
+    return [(name, [cells.get(number, "-") for number in range(len(stored))]) for name, cells in rows.items()]
+
+
 def _table(run_facts: list[dict[str, Any]], columns: int | None) -> str:
     """The runs side by side, as many as fit into the width of a terminal. The other runs follow below."""
     names = [real(Path(fact["run"])).name for fact in run_facts]
@@ -226,6 +237,7 @@ def _table(run_facts: list[dict[str, Any]], columns: int | None) -> str:
         marked |= bool(mark and spike_times)
         rows += [(f"{split} {name}{mark}", cells) for name, cells in spike_times]
         rows += [(f"{split} {name}", cells) for name, cells in _regression(records)]
+    rows += _energies([fact["energy"] for fact in run_facts])
     trained = [fact["training"] or {} for fact in run_facts]
     for layer in dict.fromkeys(name for record in trained for name in record.get("rates", {})):
         cells = [f"{r['rates'][layer]:.4f}" if layer in r.get("rates", {}) else "-" for r in trained]

@@ -22,9 +22,13 @@ from stsbp.cli.common import (
     split_option,
     threads_option,
 )
+from stsbp.cli.energy import energy_table_option
 from stsbp.cli.settings import complete_data_set
 from stsbp.datasets import Split
 from stsbp.datasets.base import Subset
+from stsbp.energy.table import asked_table
+from stsbp.energy.text import picojoules
+from stsbp.energy.totals import EnergyPrices
 from stsbp.errors import ConfigError
 from stsbp.measures.matching import within
 from stsbp.plots import PLOT, check_plots, escape_dollars, new_figure, save
@@ -70,6 +74,10 @@ __all__ = ["command"]
 @click.option("--seed", type=click.IntRange(0, 2**32 - 1), default=0, show_default=True, help="Seed of the noise.")
 @batch_size_option
 @threads_option("Number of processor threads.  [default: that of the first run]")
+@click.option(
+    "--energy", is_flag=True, help="Also show the accuracy against the energy that was used until the decision."
+)
+@energy_table_option("Energy of the operations that --energy counts.")
 @click.option("--json", "as_json", is_flag=True, help="Print one line of JSON for each run.")
 @click.option("--plot", type=PathName(path_type=Path), metavar="FILE.png", help="Draw all curves into this file.")
 @click.pass_obj
@@ -85,6 +93,8 @@ def command(
     seed: int,
     batch_size: int | None,
     threads: int | None,
+    energy: bool,
+    energy_table: str | None,
     as_json: bool,
     plot: Path | None,
 ) -> None:
@@ -96,6 +106,7 @@ def command(
     squared error.
     """
     check_on(on, split)
+    table = asked_table(energy=energy, name=energy_table)
     if plot is not None:
         check_plots()
         PLOT.target_path(plot)
@@ -133,8 +144,10 @@ def command(
             report = _progress_callback(reporter.loading, str(run), total)
             record["decoders"] = [] if task.inputs.sequences else list(decoders(task.network.has_readout))
             if not task.inputs.sequences:
-                curve = over_time(task, trained.state, chosen, size, partial(report, "time", 0))
+                prices = None if table is None else EnergyPrices(task.network, table)
+                curve = over_time(task, trained.state, chosen, size, partial(report, "time", 0), prices)
                 record |= {"settled": curve.settled, "time": curve.record()}
+                record |= {} if table is None else {"energy_table": table.name}
             record["noise"] = by_noise(task, trained.state, chosen, size, noise_amounts, seed, report, Measuring())
             curve_records.append(record)
     finally:
@@ -221,6 +234,9 @@ def _text(curve_records: Sequence[dict[str, Any]]) -> str:
             (r["run"], {m["step"]: f"{m['operations']:,.0f} ({m['spikes']:,.0f})" for m in r["time"]}) for r in timed
         ]
         parts += _table("step", shown)
+        if priced := [record for record in timed if "energy_table" in record]:
+            parts += ["", f"energy of a sample up to then, by the table {priced[0]['energy_table']}:"]
+            parts += _table("step", [(r["run"], {m["step"]: picojoules(m["pj"]) for m in r["time"]}) for r in priced])
         parts += ["", "step from which on the answer stays the same, mean:"]
         width = max(map(len, names))
         parts += [f"  {record['run']:<{width}}  {record['settled']:.2f}" for record in timed]
@@ -271,6 +287,8 @@ def _plot(curve_records: Sequence[dict[str, Any]], losses: Sequence[str], path: 
     timed = any("time" in record for record in curve_records)
     panels = [("time", "step", "accuracy", "steps until the decision")] if timed else []
     panels += [("time", "operations", "accuracy", "synaptic operations until the decision")] if timed else []
+    if tables := {record["energy_table"] for record in curve_records if "energy_table" in record}:
+        panels.append(("time", "pj", "accuracy", f"energy until the decision, pJ ({escape_dollars(tables.pop())})"))
     for (name, key), group_records in _by_noise(curve_records).items():
         panels.append((name, "amount", key, f"{name}: {_meaning(name, group_records)}"))
     columns = min(3, len(panels))

@@ -23,8 +23,11 @@ from stsbp.cli.common import (
     split_option,
     threads_option,
 )
+from stsbp.cli.energy import energy_table_option
 from stsbp.cli.settings import complete_data_set
 from stsbp.cli.spike_times import Tolerances, spike_times_text
+from stsbp.energy.stored import store_energy
+from stsbp.energy.text import energy_text
 from stsbp.errors import printable
 from stsbp.measures.matching import TOLERANCES, within
 from stsbp.processes.group import join
@@ -81,6 +84,13 @@ _MOST_SHOWN = 200
     type=click.IntRange(0, 2**32 - 1),
     help="Seed with which targets are shuffled between samples, for the chance level.  [default: 0]",
 )
+@click.option(
+    "--energy",
+    is_flag=True,
+    help="Count the operations of each layer, and estimate their energy. The network then computes each sample twice. "
+    "The result is also stored in the folder RUN, where compare and report read it.",
+)
+@energy_table_option("Energy of the operations that --energy counts.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @processes
 @click.pass_obj
@@ -97,6 +107,8 @@ def command(
     tolerances: tuple[int, ...] | None,
     cost: float | None,
     seed: int | None,
+    energy: bool,
+    energy_table: str | None,
     as_json: bool,
     processes: int | None,
     rank_timeout: float,
@@ -123,6 +135,8 @@ def command(
         tolerances=tolerances,
         cost=cost,
         seed=seed,
+        energy=energy,
+        energy_table=energy_table,
     )
     folder = RunFolder(run)
     config = folder.read_config()
@@ -141,6 +155,7 @@ def command(
             "tolerances": tolerances,
             "cost": cost,
             "seed": seed,
+            "energy": energy,
         }
         group.compare_settings(
             {**options_of_command, "batch_size": batch_size or config.batch_size, "config": config.digest()}
@@ -150,6 +165,8 @@ def command(
         evaluated = evaluate_run(trained, request, group_reporter(group))
     if not group.leads:
         return
+    if energy and on is None:
+        store_energy(folder.path, evaluated.record, trained.info["sha256"], say_warning)
     if as_json:
         click.echo(json.dumps({"run": str(run), "checkpoint": checkpoint, **evaluated.record}))
         return
@@ -173,6 +190,7 @@ def _sequence_text(evaluation: Evaluation, split: str, tolerance: int) -> str:
             f"loss        {means['loss']:.4f}",
             *_spike_times(evaluation, means),
             *_rates(means),
+            *_energy(evaluation),
         ]
     )
 
@@ -208,6 +226,10 @@ def _followed(means: dict[str, Any], sums: Mapping[str, float], tolerance: int) 
     ]
 
 
+def _energy(evaluation: Evaluation) -> list[str]:
+    return [] if evaluation.energy is None else energy_text(evaluation.energy.record())
+
+
 def _rates(means: dict[str, Any]) -> list[str]:
     width = max(map(len, means["rates"]))
     rows = (f"  {name:<{width}}  {rate:.4f}" for name, rate in means["rates"].items())
@@ -228,7 +250,7 @@ def _text(evaluation: Evaluation, split: str, classes: tuple[str, ...], network:
         text_lines.append("outputs and the label sequences of their classes:")
         followed = [*_followed(means, evaluation.followed, tolerance), *_spike_times(evaluation, means)]
         text_lines += (f"  {text_line}" for text_line in followed)
-    text_lines += _rates(means)
+    text_lines += [*_rates(means), *_energy(evaluation)]
     if len(classes) > _MOST_SHOWN:
         return "\n".join([*text_lines, f"The confusion matrix of {len(classes):,} classes is in the output of --json."])
     text_lines += [

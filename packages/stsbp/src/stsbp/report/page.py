@@ -23,6 +23,7 @@ from stsbp.files import OutputKind, as_argument, real
 from stsbp.measures.matching import within
 from stsbp.report import svg
 from stsbp.report.collect import Sample
+from stsbp.report.energy import energy_section
 from stsbp.report.spike_times import spike_time_figures, spike_time_table
 from stsbp.report.svg import Series
 from stsbp.training.build import TOLERANCE, decoders
@@ -121,6 +122,7 @@ class Content:
         self.grids: Mapping[str, Mapping[str, float]] = {}
         self.learned: Mapping[str, AnyArray] = {}
         self.notes: Sequence[str] = ()
+        self.energy: Mapping[str, Any] | None = None
 
     @property
     def measure(self) -> Quality:
@@ -177,6 +179,7 @@ def render(content: Content) -> str:
         )
         parts.append(samples_section(first, content.wrong, names, threshold, of_classes=bool(content.classes)))
         parts.append(samples_section(second, content.right, names, threshold, of_classes=bool(content.classes)))
+    parts += [] if content.energy is None else [energy_section(content.energy)]
     parts += [_layers(content), _settings(content), _environment(content)]
     return page(f"stsbp run {_name(content)}", parts)
 

@@ -9,6 +9,7 @@ import numpy as np
 from stsbp_spec.models.encoders.packed import unpacked
 
 from stsbp.config import RunConfig
+from stsbp.energy.stored import stored_energy
 from stsbp.errors import ConfigError, DataError
 from stsbp.files import real
 from stsbp.report.collect import Sample, choose, run_samples, survey
@@ -94,6 +95,8 @@ def _content(trained: Trained, folder: RunFolder, checkpoint: str, reporter: Rep
     entries = read_records(folder.path, trained.settings, reporter.warn)
     content = Content(folder.path, trained.settings, task.network, entries, folder.starts(), trained.names)
     content.checkpoint = f"checkpoint {checkpoint} ({info['epoch']} complete epochs, update {info['step']})"
+    energy = stored_energy(folder.path)
+    content.energy = energy if energy is not None and energy["sha256"] == info["sha256"] else None
     content.grids = {
         projection.name: {"bits": grid.bits, "headroom": grid.headroom}
         for projection in task.network.graph.projections

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from stsbp.config import RunConfig
+from stsbp.energy.stored import stored_energy
 from stsbp.errors import CheckpointError
 from stsbp.training import checkpoint
 from stsbp.training.build import build_loss, decoders
@@ -18,9 +20,11 @@ __all__ = ["facts", "flat", "rows"]
 
 def facts(run: Path, warn: Callable[[str], object]) -> dict[str, Any]:
     """The facts about a run: `run`, `settings`, `contents`, `epochs`, `seconds`, `training`, `validation`, `test`,
-    `backend`.
+    `backend`, `energy`.
 
     `contents` are the digests of the data in the last checkpoint. It is empty if that has none, or is damaged.
+
+    `energy` is what `stsbp evaluate --energy` stored for the last or the best checkpoint; None: nothing.
 
     `decoders` are the names of `accuracy` and `accuracy_spike_count`. It is empty if the run has no classes.
 
@@ -45,9 +49,22 @@ def facts(run: Path, warn: Callable[[str], object]) -> dict[str, Any]:
     for split in ("validation", "test"):
         rows = [r for r in records if r["kind"] == "evaluation" and r.get("split") == split]
         result[split] = rows[-1] if rows else None
+    result["energy"] = _energy(folder.path)
     classes = any("accuracy" in record for record in records)
     result["decoders"] = list(decoders(build_loss(config).of_potentials)) if classes else []
     return result
+
+
+def _energy(folder: Path) -> dict[str, Any] | None:
+    """The stored energy of a run, unless it is that of a checkpoint which is no longer there."""
+    energy = stored_energy(folder)
+    if energy is None:
+        return None
+    digests = set[str]()
+    for name in ("last", "best"):
+        with contextlib.suppress(CheckpointError):
+            digests.add(str(checkpoint.described(folder, name).get("sha256")))
+    return energy if energy["sha256"] in digests else None
 
 
 def _contents(folder: Path) -> dict[str, str]:
@@ -81,11 +98,19 @@ def rows(run_facts: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
                 for key, value in flat(fact[split] or {}).items()
                 if key not in ("kind", "split")
             },
+            **_energy_columns(fact["energy"]),
             "seconds": fact["seconds"],
             "backend": fact["backend"],
         }
         for fact in run_facts
     ]
+
+
+def _energy_columns(energy: Mapping[str, Any] | None) -> dict[str, Any]:
+    if energy is None:
+        return {}
+    described = {name: energy[name] for name in ("split", "samples", "table")}
+    return {f"energy.{name}": value for name, value in {**described, "pj": energy["pj"]["total"]}.items()}
 
 
 def flat(record: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -13,6 +13,7 @@ from stsbp_spec.models.decoders import nearest_sequence, spike_count
 from stsbp_spec.typing import AnyArray, Float64, Int64
 
 from stsbp.datasets import Split
+from stsbp.energy.totals import EnergyPrices
 from stsbp.training.build import Task
 from stsbp.training.evaluate import evaluate
 from stsbp.training.noise import DisturbedSplit
@@ -35,6 +36,7 @@ class OverTime:
         accuracy, accuracy_spike_count: accuracies of both decoders, from the outputs of the first steps only, `[M]`.
         operations: synaptic operations of all layers until then, mean over up to `MOST_SAMPLES` samples, `[M]`.
         spikes: spikes of all neurons until then, also a mean, `[M]`.
+        energy: energy of the network in pJ until then, also a mean, `[M]`. None if it was not asked for.
         settled: the step among `steps` from which on the class of the nearest label sequence no longer changes; mean
             over the samples.
     """
@@ -45,16 +47,29 @@ class OverTime:
     operations: Float64
     spikes: Float64
     settled: float
+    energy: Float64 | None = None
 
     def record(self) -> list[dict[str, Any]]:
         """As JSON values, one object for each step."""
-        columns = (self.steps, self.accuracy, self.accuracy_spike_count, self.operations, self.spikes)
-        names = ("step", "accuracy", "accuracy_spike_count", "operations", "spikes")
-        return [dict(zip(names, row, strict=True)) for row in zip(*(x.tolist() for x in columns), strict=True)]
+        columns = {
+            "step": self.steps,
+            "accuracy": self.accuracy,
+            "accuracy_spike_count": self.accuracy_spike_count,
+            "operations": self.operations,
+            "spikes": self.spikes,
+            **({} if self.energy is None else {"pj": self.energy}),
+        }
+        rows = zip(*(x.tolist() for x in columns.values()), strict=True)
+        return [dict(zip(columns, row, strict=True)) for row in rows]
 
 
 def over_time(
-    task: Task, state: TrainState, split: Split, batch_size: int, on_progress: Callable[[int], None] | None = None
+    task: Task,
+    state: TrainState,
+    split: Split,
+    batch_size: int,
+    on_progress: Callable[[int], None] | None = None,
+    prices: EnergyPrices | None = None,
 ) -> OverTime:
     """Determine the class after each step, from the outputs until then.
 
@@ -63,6 +78,7 @@ def over_time(
         split: the samples.
         batch_size: number of samples at a time.
         on_progress: called after each batch with the number of finished samples. It may raise an error to stop.
+        prices: energy of each operation. None: the energy is left out.
     """
     total, n = task.config.steps, len(split)
     moments = np.unique(np.linspace(1, total, min(total, MOST_MOMENTS)).round().astype(np.int64))
@@ -80,7 +96,8 @@ def over_time(
             count_class[k, part] = spike_count(outputs, lengths)
         if on_progress is not None:
             on_progress(int(part[-1]) + 1)
-    mean_activity = activity(task, state, split, MOST_SAMPLES)
+    mean_activity = activity(task, state, split, MOST_SAMPLES, prices)
+    energy = mean_activity.energy
     return OverTime(
         moments,
         (nearest_class == split.labels).mean(axis=1),
@@ -88,6 +105,7 @@ def over_time(
         _up_to(moments, mean_activity.operations),
         _up_to(moments, mean_activity.spikes),
         float(moments[_settled(nearest_class)].mean()),
+        None if energy is None else _up_to(moments, {"all": energy}),
     )
 
 

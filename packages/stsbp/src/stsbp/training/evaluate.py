@@ -11,11 +11,13 @@ from typing import Any
 
 import numpy as np
 from stsbp_spec.engine.backend import Batch
+from stsbp_spec.engine.cost import CostKey
 from stsbp_spec.engine.trainer import TrainState
 from stsbp_spec.models.encoders.packed import Inputs
-from stsbp_spec.typing import Int64
+from stsbp_spec.typing import AnyArray, Int64
 
 from stsbp.datasets import Split
+from stsbp.energy.totals import RunEnergy, cost_of_batch, weights_of
 from stsbp.measures.regression import RegressionTotals
 from stsbp.training.build import TOLERANCE, Task, mean_target, padded
 from stsbp.training.metrics import Sums, spike_figures
@@ -38,6 +40,7 @@ class Evaluation:
         tolerance: tolerance in steps of the precision, the recall and F1 in `followed` or `sums`.
         timing: the measures of spike times. None for a readout, or if they were not asked for.
         regression: errors of real-valued outputs; None: labels are classes or spike trains.
+        energy: what the samples cost. None if that was not asked for.
     """
 
     sums: Sums
@@ -46,6 +49,7 @@ class Evaluation:
     tolerance: int = TOLERANCE
     timing: SpikeTiming | None = None
     regression: RegressionTotals | None = None
+    energy: RunEnergy | None = None
 
     def means(self) -> dict[str, Any]:
         """All results as means over the samples, with the tolerance of F1 and the measures of spike times."""
@@ -72,6 +76,7 @@ def evaluate(
     on_progress: Callable[[int], None] | None = None,
     tolerance: int = TOLERANCE,
     measuring: Measuring | None = None,
+    energy: RunEnergy | None = None,
 ) -> Evaluation:
     """Evaluate a state, without dropout.
 
@@ -86,6 +91,8 @@ def evaluate(
         tolerance: largest distance in steps between a spike and its target.
         measuring: parameters of the measures of spike times and their chance level. None: these are left out. A readout
             has no spikes, so they are left out for it too.
+        energy: to which the counts of the samples are added. The network then computes each sample a second time. None:
+            nothing is counted.
     """
     classes = len(task.inputs.classes)
     sums, confusion = Sums(), np.zeros((classes, classes), dtype=np.int64)
@@ -98,6 +105,7 @@ def evaluate(
     batches = [np.arange(i, min(i + batch_size, len(split))) for i in range(0, len(split), batch_size)]
     began = time.perf_counter()
     load, predict = partial(_load, task, split, timing), task.trainer.predictor(state)
+    weights = {} if energy is None else weights_of(task, state)
     for _, (batch, labels, other_targets) in prefetched(load, batches):
         task.group.beat("evaluating a batch")
         with task.group.stepping():
@@ -119,6 +127,8 @@ def evaluate(
             np.add.at(confusion, (labels, score.nearest), 1)
         if timing is not None:
             timing.add(prediction.spikes, batch, labels, other_targets, score.nearest, batch_distances)
+        if energy is not None:
+            _count(task, weights, batch, len(labels), energy)
         if on_progress is not None:
             on_progress(sums.samples)
     sums.loss = math.fsum(losses)
@@ -132,7 +142,23 @@ def evaluate(
     if timing is not None:
         timing.finish()
     sums.seconds = time.perf_counter() - began
-    return Evaluation(sums, confusion, followed, tolerance, timing, regression)
+    return Evaluation(sums, confusion, followed, tolerance, timing, regression, energy)
+
+
+def _count(task: Task, weights: Mapping[str, AnyArray], batch: Batch[Inputs], samples: int, energy: RunEnergy) -> None:
+    """Add the counts of a batch, of which `batch` has the inputs of this process's part."""
+    part = task.group.part(samples)
+    own_lengths = None if batch.lengths is None else batch.lengths[part.first : part.end]
+    own_counts = list[list[Any]]()
+    if part.count:
+        task.group.beat("counting operations")
+        costs = cost_of_batch(task, weights, batch._replace(lengths=own_lengths), part.count)
+        own_counts = [[*key, x.tolist()] for key, x in costs.items()]
+    counts: dict[CostKey, list[int]] = {}
+    for layer, kind, node, numbers in (row for rows in task.group.gather_values(own_counts) for row in rows):
+        counts.setdefault(CostKey(layer, kind, node), []).extend(numbers)
+    lengths = np.full(samples, task.config.steps) if batch.lengths is None else batch.lengths
+    energy.add({key: np.array(numbers, np.int64) for key, numbers in counts.items()}, lengths)
 
 
 def _load(

@@ -7,6 +7,8 @@ from typing import Any
 
 from stsbp.config import RunConfig
 from stsbp.datasets import Dataset, DatasetInfo, Split
+from stsbp.energy.table import asked_table
+from stsbp.energy.totals import RunEnergy
 from stsbp.errors import ConfigError
 from stsbp.training.blank import warn_of_blank
 from stsbp.training.build import TOLERANCE, Data, load_data, load_test_set
@@ -33,9 +35,11 @@ class EvaluationRequest:
         tolerances: tolerances in steps of the measures of spike times; None: that of `Measuring`, as for the two below.
         cost: cost of moving a spike by one step in the Victor-Purpura distance.
         seed: seed with which targets are shuffled between samples, for the chance level.
+        energy: whether operations and their energy are counted.
+        energy_table: energy of operations, as `energy_table` reads it; None: the default.
 
     Raises:
-        ConfigError: both another data set and a split of the run's own data are named.
+        ConfigError: both another data set and a split of the run's own data are named, or a table without `energy`.
     """
 
     split: str = "test"
@@ -47,9 +51,12 @@ class EvaluationRequest:
     tolerances: tuple[int, ...] | None = None
     cost: float | None = None
     seed: int | None = None
+    energy: bool = False
+    energy_table: str | None = None
 
     def __post_init__(self) -> None:
         check_on(self.on, self.split)
+        asked_table(energy=self.energy, name=self.energy_table)
 
     def check(self, config: RunConfig) -> None:
         """Raise `ConfigError` if the other data set is the run's own."""
@@ -89,6 +96,8 @@ def evaluate_run(trained: Trained, request: EvaluationRequest, reporter: Reporte
     tolerance = TOLERANCE if request.tolerance is None else request.tolerance
     parameters: dict[str, Any] = {"tolerances": request.tolerances, "cost": request.cost, "seed": request.seed}
     measuring = Measuring(**{name: value for name, value in parameters.items() if value is not None})
+    table = asked_table(energy=request.energy, name=request.energy_table)
+    energy = None if table is None else RunEnergy(trained.network, table)
     try:
         dataset, samples, shared_count = _samples(trained, request, reporter)
         config, on = trained.settings, request.on
@@ -103,6 +112,7 @@ def evaluate_run(trained: Trained, request: EvaluationRequest, reporter: Reporte
             lambda done: reporter.loading(f"evaluating {request.split}", done, len(samples)),
             tolerance,
             measuring,
+            energy,
         )
         for note in dataset.notes:
             reporter.note(note)
@@ -149,4 +159,6 @@ def _record(
         record |= {"confusion": evaluation.confusion.tolist(), "classes": list(inputs.classes)}
     if evaluation.timing is not None:
         record["by_neuron"] = evaluation.timing.record_by_neuron()
+    if evaluation.energy is not None:
+        record["energy"] = evaluation.energy.record()
     return record | ({} if shared_count is None else {"seen_in_training": shared_count})

@@ -25,6 +25,7 @@ from stsbp_spec.reference.backend import NumpyBackend
 from stsbp_spec.typing import AnyArray, Float64, Int64
 
 from stsbp.datasets import Split
+from stsbp.energy.totals import EnergyPrices, weights_of
 from stsbp.training.build import Task
 
 __all__ = ["MOST_SAMPLES", "Activity", "activity", "fan_out", "spikes_of", "synaptic_operations"]
@@ -96,10 +97,12 @@ class Activity:
     Attributes:
         operations: synaptic operations of each layer, `[T]`; without layers that read only pixels.
         spikes: spikes of all neurons of each layer, `[T]`; without a readout.
+        energy: energy of all layers in pJ, `[T]`; None if there are no prices.
     """
 
     operations: dict[str, Float64]
     spikes: dict[str, Float64]
+    energy: Float64 | None = None
 
 
 def synaptic_operations(
@@ -114,10 +117,18 @@ def synaptic_operations(
     }
 
 
-def activity(task: Task, state: TrainState, split: Split, max_samples: int = MOST_SAMPLES) -> Activity:
-    """Synaptic operations and spikes at each step, mean over `max_samples` samples spread evenly over a split."""
-    exported = task.trainer.export_state(state)
-    weights = {key.removeprefix("weight/"): x for key, x in exported.items() if key.startswith("weight/")}
+def activity(
+    task: Task,
+    state: TrainState,
+    split: Split,
+    max_samples: int = MOST_SAMPLES,
+    prices: EnergyPrices | None = None,
+) -> Activity:
+    """Synaptic operations and spikes at each step, mean over `max_samples` samples spread evenly over a split.
+
+    With `prices`, also the energy.
+    """
+    weights = weights_of(task, state)
     chosen = np.unique(np.linspace(0, len(split) - 1, min(max_samples, len(split))).astype(np.int64))
     network, steps = task.network, task.config.steps
     fans = {block.name: fans for block in network.blocks if (fans := fan_out(network, block))}
@@ -125,6 +136,7 @@ def activity(task: Task, state: TrainState, split: Split, max_samples: int = MOS
     # Sums of integers, which are exact.
     operations = {name: np.zeros(steps) for name in fans}
     spikes = {block.name: np.zeros(steps) for block in spiking}
+    energy: Float64 = np.zeros(steps)
     for first in range(0, len(chosen), _BATCH):
         batch, _ = task.batch(split, chosen[first : first + _BATCH])
         inputs = unpacked(batch.inputs)
@@ -137,5 +149,11 @@ def activity(task: Task, state: TrainState, split: Split, max_samples: int = MOS
                 operations[name] += _per_step(arriving, batch.lengths) @ fan.reshape(-1).astype(np.float64)
         for name, per_step in spikes.items():
             per_step += _per_step(layers[name].spikes, batch.lengths).sum(axis=1)
+        if prices is not None:
+            fired = {name: layer.spikes for name, layer in layers.items()}
+            costs = cost.cost_of_run(network, inputs, fired, batch.lengths)
+            energy += sum(x.sum(axis=1) * prices.of(key).total for key, x in costs.items())
     n = len(chosen)
-    return Activity(*({name: x / n for name, x in per_step.items()} for per_step in (operations, spikes)))
+    of_layers = ({name: x / n for name, x in per_step.items()} for per_step in (operations, spikes))
+    mean_operations, mean_spikes = of_layers
+    return Activity(mean_operations, mean_spikes, None if prices is None else energy / n)

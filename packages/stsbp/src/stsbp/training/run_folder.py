@@ -3,6 +3,7 @@
 config.toml          every setting; `stsbp train --config` reads it
 environment.json     versions, backend, device and time of every start
 metrics.jsonl        one line per record (metrics.py)
+energy.json          the energy of the last `stsbp evaluate --energy` (energy/stored.py)
 last.json, last-*.safetensors, best.json, best-*.safetensors    checkpoints (checkpoint.py)
 events.out.tfevents.*    the records for TensorBoard, if they are requested (tensorboard.py)
 .lock                locked by the process that trains
@@ -42,7 +43,7 @@ _PACKAGES = (
     *("stsbp", "stsbp-spec", "stsbp-cpu", "stsbp-torch", "stsbp-cupy", "stsbp-jax", "numpy", "safetensors"),
     *("torch", "numba", "triton", "jax", "jaxlib", "cupy-cuda12x", "cupy-cuda13x"),
 )
-_FIXED = r"config\.toml|environment\.json|metrics\.jsonl|(last|best)\.json"
+_FIXED = r"config\.toml|environment\.json|metrics\.jsonl|energy\.json|(last|best)\.json"
 """Names that other programs use as well, as a regular expression."""
 _MARKING = re.compile(rf"(last|best){TENSOR_FILE}")
 """Names that only a run gives."""
