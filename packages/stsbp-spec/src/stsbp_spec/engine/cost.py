@@ -46,9 +46,11 @@ __all__ = [
     "CostKey",
     "PopulationCost",
     "ProjectionCost",
+    "arriving",
     "cost_of_run",
     "dense_multiplications",
     "fan_out",
+    "node_values",
     "normalisation_operations",
     "operations_of",
     "population_costs",
@@ -141,7 +143,7 @@ def cost_of_run(
     if missing is not None:
         raise ShapeError(f"the spikes of layer {missing} are missing; give those of all layers of the run")
     steps, samples = spikes[network.blocks[-1].name].shape[:2]
-    values = _node_values(network, inputs, spikes, (steps, samples))
+    values = node_values(network, inputs, spikes, (steps, samples))
     mask = np.ones((steps, samples), bool) if lengths is None else inside(np.asarray(lengths), steps)
     projections = {projection.name: projection for projection in graph.projections}
     costs: dict[CostKey, Int64] = {}
@@ -153,8 +155,7 @@ def cost_of_run(
         elif node.name in projections:
             (edge,) = node.inputs
             fans = fan_out(projections[node.name], None if weights is None else weights[node.name])
-            arriving = _arriving(values[edge.source], edge.delay)
-            ones, others = _weighted(arriving, fans, mask)
+            ones, others = _weighted(arriving(values[edge.source], edge.delay), fans, mask)
             costs[key._replace(kind="accumulations")] = ones
             costs[key._replace(kind="multiplications")] = others
             if projections[node.name].synapse.norm is not None:
@@ -164,8 +165,7 @@ def cost_of_run(
         elif (places := _merging(bound_node)) is not None:
             entering = np.zeros((steps, samples), np.int64)
             for edge, counted in zip(node.inputs, places, strict=True):
-                arriving = _arriving(values[edge.source], edge.delay)
-                entering += sum(_weighted(arriving, counted, mask))
+                entering += sum(_weighted(arriving(values[edge.source], edge.delay), counted, mask))
             costs[key._replace(kind="merges")] = entering
     return costs
 
@@ -196,12 +196,13 @@ def projection_costs(network: NetworkSpec) -> dict[str, ProjectionCost]:
 
 
 def dense_multiplications(network: NetworkSpec) -> dict[str, tuple[int, bool]]:
-    """Multiply-adds of each projection for one frame if every value is computed, zero or not, by its node.
+    """Multiply-adds of each projection for one frame if every value is multiplied, zero or not, by its node.
 
-    The second value says whether all steps read the same frame.
+    Zeros around the input of a convolution are no values. The second result says whether all steps read the same frame.
     """
     return {
-        projection.name: (projection.multiply_adds, projection.input.static) for projection in network.graph.projections
+        projection.name: (int(fan_out(projection).sum()), projection.input.static)
+        for projection in network.graph.projections
     }
 
 
@@ -263,19 +264,30 @@ def _weighted(values: AnyArray, counts: Int64, mask: AnyArray) -> tuple[Int64, I
     return sums[0], sums[1]
 
 
-def _arriving(values: AnyArray, delay: int) -> AnyArray:
+def arriving(values: AnyArray, delay: int) -> AnyArray:
     """Values `[T, ...]` that arrive `delay` steps later. Those after the last step never do."""
     if delay == 0:
         return values
-    arriving = np.zeros_like(values)
-    arriving[delay:] = values[: max(0, len(values) - delay)]
-    return arriving
+    delayed = np.zeros_like(values)
+    delayed[delay:] = values[: max(0, len(values) - delay)]
+    return delayed
 
 
-def _node_values(
-    network: NetworkSpec, inputs: AnyArray, spikes: Mapping[str, AnyArray], expected: tuple[int, int]
+def node_values(
+    network: NetworkSpec, inputs: AnyArray, spikes: Mapping[str, AnyArray], steps_and_samples: tuple[int, int]
 ) -> dict[str, AnyArray]:
-    """The values of the nodes without weights, `[T, B, ...]`, or `[1, B, ...]` if they are the same at all steps."""
+    """The values of the nodes that have no weights, by name, without dropout.
+
+    Args:
+        network, inputs, spikes: as for `cost_of_run`.
+        steps_and_samples: T and B.
+
+    Returns:
+        `[T, B, ...]`, or `[1, B, ...]` if the values are the same at all steps.
+
+    Raises:
+        ShapeError: an array does not fit the network.
+    """
     values: dict[str, AnyArray] = {}
     populations = {block.population: spikes[block.name] for block in network.blocks}
     for number, bound_node in enumerate(network.graph.bound_nodes):
@@ -285,18 +297,16 @@ def _node_values(
         elif node.name in populations:
             values[node.name] = populations[node.name]
         elif isinstance(op, Dropout):
-            values[node.name] = _arriving(values[node.inputs[0].source], node.inputs[0].delay)
+            values[node.name] = arriving(values[node.inputs[0].source], node.inputs[0].delay)
         elif not bound_node.output.weighted:
-            read = [_arriving(values[edge.source], edge.delay) for edge in node.inputs]
+            read = [arriving(values[edge.source], edge.delay) for edge in node.inputs]
             op = op.at(bound_node.inputs[0].shape) if isinstance(op, Passing) else op
             values[node.name] = rule_of(_NUMPY, op).forward(op, *read)[0]
         else:
             continue
-        steps = 1 if bound_node.output.static else expected[0]
-        if values[node.name].shape != (steps, expected[1], *shape):
-            raise ShapeError(
-                f"the values of {node.name} must be {(steps, expected[1], *shape)}, got {values[node.name].shape}"
-            )
+        expected = (1 if bound_node.output.static else steps_and_samples[0], steps_and_samples[1], *shape)
+        if values[node.name].shape != expected:
+            raise ShapeError(f"the values of {node.name} must be {expected}, got {values[node.name].shape}")
     return values
 
 

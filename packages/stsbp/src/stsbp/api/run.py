@@ -109,6 +109,7 @@ class Run(Trained):
         seed: int | None = None,
         energy: bool = False,
         energy_table: str | os.PathLike[str] | None = None,
+        neurobench: bool = False,
         progress: ProgressArgument = False,
     ) -> dict[str, Any]:
         """Evaluate the network, as `stsbp evaluate --json` does.
@@ -126,6 +127,7 @@ class Run(Trained):
             seed: seed with which targets are shuffled between samples, for the chance level; None: 0.
             energy: whether to count operations and estimate their energy, as `stsbp evaluate --energy` does.
             energy_table: `float32`, `int32`, `int8`, or a TOML or JSON file; None: `float32`.
+            neurobench: whether to run the harness of NeuroBench too, as `stsbp evaluate --neurobench` does.
             progress: as for `stsbp.train`.
 
         Returns:
@@ -151,6 +153,7 @@ class Run(Trained):
                 seed=seed,
                 energy=flag("energy", energy),
                 energy_table=None if energy_table is None else str(path_of("energy_table", energy_table)),
+                neurobench=flag("neurobench", neurobench),
             )
             request.check(self.settings)
             record = evaluate_run(self, request, reporter_for(progress)).record

@@ -27,7 +27,7 @@ from stsbp.cli.energy import energy_table_option
 from stsbp.cli.settings import complete_data_set
 from stsbp.cli.spike_times import Tolerances, spike_times_text
 from stsbp.energy.stored import store_energy
-from stsbp.energy.text import energy_text
+from stsbp.energy.text import energy_text, neurobench_text
 from stsbp.errors import printable
 from stsbp.measures.matching import TOLERANCES, within
 from stsbp.processes.group import join
@@ -91,6 +91,12 @@ _MOST_SHOWN = 200
     "The result is also stored in the folder RUN, where compare and report read it.",
 )
 @energy_table_option("Energy of the operations that --energy counts.")
+@click.option(
+    "--neurobench",
+    is_flag=True,
+    help="Also run the harness of NeuroBench, and show its figures beside those of stsbp. This needs "
+    'pip install "stsbp[neurobench]".',
+)
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @processes
 @click.pass_obj
@@ -109,6 +115,7 @@ def command(
     seed: int | None,
     energy: bool,
     energy_table: str | None,
+    neurobench: bool,
     as_json: bool,
     processes: int | None,
     rank_timeout: float,
@@ -137,6 +144,7 @@ def command(
         seed=seed,
         energy=energy,
         energy_table=energy_table,
+        neurobench=neurobench,
     )
     folder = RunFolder(run)
     config = folder.read_config()
@@ -156,6 +164,7 @@ def command(
             "cost": cost,
             "seed": seed,
             "energy": energy,
+            "neurobench": neurobench,
         }
         group.compare_settings(
             {**options_of_command, "batch_size": batch_size or config.batch_size, "config": config.digest()}
@@ -178,6 +187,8 @@ def command(
         say(_sequence_text(evaluation, title, tolerance))
     else:
         say(_text(evaluation, title, inputs.classes, trained.network, tolerance))
+    if neurobench:
+        say("\n".join(neurobench_text(evaluated.record["neurobench"])))
 
 
 def _sequence_text(evaluation: Evaluation, split: str, tolerance: int) -> str:

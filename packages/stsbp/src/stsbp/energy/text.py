@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-__all__ = ["energy_rows", "energy_summary", "energy_text", "picojoules"]
+__all__ = ["energy_rows", "energy_summary", "energy_text", "neurobench_text", "picojoules"]
 
 _UNITS = (("J", 1e12), ("mJ", 1e9), ("uJ", 1e6), ("nJ", 1e3))
 
@@ -57,6 +57,27 @@ def energy_text(energy: Mapping[str, Any]) -> list[str]:
         *_aligned(energy_rows(energy)),
         *energy_summary(energy),
     ]
+
+
+def neurobench_text(record: Mapping[str, Any]) -> list[str]:
+    """The lines of `stsbp evaluate --neurobench`.
+
+    Args:
+        record: result of `NeuroBenchResult.record`.
+    """
+    first, second = _flat(record["neurobench"]), _flat(record["stsbp"])
+    rows = [["", f"NeuroBench {record['version']}", "stsbp"]]
+    rows += [[name, f"{value:.10g}", f"{second[name]:.10g}"] for name, value in first.items()]
+    differing = record["differing"]
+    verdict = f"These figures differ: {', '.join(differing)}." if differing else "Both count the same."
+    return ["figures of NeuroBench's harness, and those of stsbp:", *_aligned(rows), verdict]
+
+
+def _flat(figures: Mapping[str, Any], prefix: str = "") -> dict[str, float]:
+    flat: dict[str, float] = {}
+    for name, value in figures.items():
+        flat |= _flat(value, f"{prefix}{name} ") if isinstance(value, Mapping) else {f"{prefix}{name}": value}
+    return flat
 
 
 def _aligned(rows: Sequence[Sequence[str]]) -> list[str]:

@@ -27,7 +27,7 @@ from stsbp_spec.typing import AnyArray, Float64, Int64
 from stsbp.energy.table import EnergyTable
 from stsbp.training.build import Task
 
-__all__ = ["EnergyPrices", "Price", "RunEnergy", "cost_of_batch", "weights_of"]
+__all__ = ["EnergyPrices", "Price", "RunEnergy", "cost_of_batch", "samples_at_once", "weights_of"]
 
 _MOST_BYTES = 64 * 2**20
 """Bytes of the spikes and potentials of all layers that are computed together."""
@@ -200,10 +200,16 @@ def weights_of(task: Task, state: TrainState) -> dict[str, AnyArray]:
     return {key.removeprefix("weight/"): x for key, x in exported.items() if key.startswith("weight/")}
 
 
+def samples_at_once(network: NetworkSpec, steps: int, samples: int) -> int:
+    """How many of `samples` samples are run together, so that all layers fit into `_MOST_BYTES`; at least 1."""
+    neurons = sum(math.prod(block.output_shape) for block in network.blocks)
+    return max(1, min(samples, _MOST_BYTES // (_BYTES_OF_NEURON * steps * neurons)))
+
+
 def cost_of_batch(
     task: Task, weights: Mapping[str, AnyArray], batch: Batch[Inputs], samples: int
 ) -> dict[CostKey, Int64]:
-    """Run the samples of a batch, as many at a time as fit into `_MOST_BYTES`, and count.
+    """Run the samples of a batch, `samples_at_once`, and count.
 
     Args:
         task: the network and its backend.
@@ -217,8 +223,7 @@ def cost_of_batch(
     network, steps = task.network, task.config.steps
     inputs, axis = unpacked(batch.inputs), 0 if network.coding == "direct" else 1
     lengths = np.full(samples, steps) if batch.lengths is None else batch.lengths
-    neurons = sum(math.prod(block.output_shape) for block in network.blocks)
-    at_once = max(1, min(samples, _MOST_BYTES // (_BYTES_OF_NEURON * steps * neurons)))
+    at_once = samples_at_once(network, steps, samples)
     parts = list[dict[CostKey, Int64]]()
     for first in range(0, samples, at_once):
         chosen = np.arange(first, min(first + at_once, samples))

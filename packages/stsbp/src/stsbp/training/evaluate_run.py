@@ -7,6 +7,7 @@ from typing import Any
 
 from stsbp.config import RunConfig
 from stsbp.datasets import Dataset, DatasetInfo, Split
+from stsbp.energy.neurobench import check_neurobench, run_neurobench
 from stsbp.energy.table import asked_table
 from stsbp.energy.totals import RunEnergy
 from stsbp.errors import ConfigError
@@ -36,6 +37,7 @@ class EvaluationRequest:
         cost: cost of moving a spike by one step in the Victor-Purpura distance.
         seed: seed with which targets are shuffled between samples, for the chance level.
         energy: whether operations and their energy are counted.
+        neurobench: whether NeuroBench's harness runs too.
         energy_table: energy of operations, as `energy_table` reads it; None: the default.
 
     Raises:
@@ -53,6 +55,7 @@ class EvaluationRequest:
     seed: int | None = None
     energy: bool = False
     energy_table: str | None = None
+    neurobench: bool = False
 
     def __post_init__(self) -> None:
         check_on(self.on, self.split)
@@ -93,6 +96,8 @@ def evaluate_run(trained: Trained, request: EvaluationRequest, reporter: Reporte
         DataError: the data are missing or malformed.
     """
     _check_spikes(trained, request)
+    if request.neurobench:
+        check_neurobench(processes=trained.task.group.size)
     tolerance = TOLERANCE if request.tolerance is None else request.tolerance
     parameters: dict[str, Any] = {"tolerances": request.tolerances, "cost": request.cost, "seed": request.seed}
     measuring = Measuring(**{name: value for name, value in parameters.items() if value is not None})
@@ -116,9 +121,13 @@ def evaluate_run(trained: Trained, request: EvaluationRequest, reporter: Reporte
         )
         for note in dataset.notes:
             reporter.note(note)
+        harness = None
+        if request.neurobench:
+            harness = run_neurobench(trained, samples, request.batch_size or trained.settings.batch_size)
     finally:
         reporter.close()
-    return RunEvaluation(evaluation, tolerance, _record(trained, request, evaluation, shared_count))
+    record = _record(trained, request, evaluation, shared_count)
+    return RunEvaluation(evaluation, tolerance, record | ({} if harness is None else {"neurobench": harness.record()}))
 
 
 def _check_spikes(trained: Trained, request: EvaluationRequest) -> None:

@@ -68,19 +68,12 @@ def spikes_of(network: NetworkSpec, name: str, fired: Mapping[str, AnyArray]) ->
     if name in fired:
         return fired[name]
     (node,) = (node for node in network.graph.nodes if node.name == name)
-    inputs = [_delayed(spikes_of(network, edge.source, fired), edge.delay) for edge in node.inputs]
+    inputs = [cost.arriving(spikes_of(network, edge.source, fired), edge.delay) for edge in node.inputs]
     if isinstance(node.op, Dropout):
         return inputs[0]
     op = node.op.at(inputs[0].shape[2:]) if isinstance(node.op, Passing) else node.op
     passed: AnyArray = rule_of(_NUMPY, op).forward(op, *inputs)[0]
     return passed
-
-
-def _delayed(spikes: AnyArray, delay: int) -> AnyArray:
-    """Spikes `[T, ...]` that arrive `delay` steps later. Those after the last step never do."""
-    arriving = np.zeros_like(spikes)
-    arriving[delay:] = spikes[: max(0, len(spikes) - delay)]
-    return arriving
 
 
 def _per_step(spikes: AnyArray, lengths: Int64 | None) -> Float64:
@@ -145,7 +138,7 @@ def activity(
         sources |= {block.population: layers[block.name].spikes for block in network.blocks}
         for name, of_sources in fans.items():
             for edge, fan in of_sources.items():
-                arriving = _delayed(spikes_of(network, edge.source, sources), edge.delay)
+                arriving = cost.arriving(spikes_of(network, edge.source, sources), edge.delay)
                 operations[name] += _per_step(arriving, batch.lengths) @ fan.reshape(-1).astype(np.float64)
         for name, per_step in spikes.items():
             per_step += _per_step(layers[name].spikes, batch.lengths).sum(axis=1)
