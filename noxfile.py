@@ -85,9 +85,11 @@ INTEROP: dict[str, tuple[str, ...]] = {
     "onnx": ("onnx>=1.18", "onnxruntime>=1.21"),
     "nir": ("nir>=1.0.8", "virtualenv"),
     "elephant": ("elephant>=1.2",),
+    "neurobench": ("neurobench>=2.3,<3",),
 }
-"""Forms of `stsbp export` that `benchmarks/interop_FORM.py` holds against the reference, and what that needs; and
-elephant, whose distances of spike trains are those of `stsbp.measures`."""
+"""Forms of `stsbp export` that `benchmarks/interop_FORM.py` holds against the reference, and what that needs; elephant,
+whose distances of spike trains are those of `stsbp.measures`; and NeuroBench, whose figures are those of
+`stsbp.energy`."""
 ARCHIVE = "nmnist-1k.tar.xz"
 DIGITS_FLOOR = 96.0
 """Percent of 359 held-out digits; seeds 0 to 2 reach 98.1 to 98.6."""
@@ -432,7 +434,8 @@ def bench_check(session: nox.Session) -> None:
 def interop(session: nox.Session) -> None:
     """Hold what is exported against the reference, in the programs that read it: -- [c|onnx|nir] [RUN... OPTIONS].
 
-    -- elephant holds the measures of spike times against elephant (a minute).
+    -- elephant holds the measures of spike times against elephant, -- neurobench the counts of operations against
+    NeuroBench (a minute each).
 
     Each importer of NIR has an environment of its own (half an hour): -- nir [NAMES].
     """
@@ -440,8 +443,9 @@ def interop(session: nox.Session) -> None:
     if part not in INTEROP:
         session.error(f"there is no part {part}; there are: {', '.join(INTEROP)}")
     install(session, SPEC, CLI, *TORCH, tools=(*TEST_TOOLS, *INTEROP[part]))
-    if part == "elephant":
-        session.run("python", "-m", "pytest", f"{CLI}/tests/test_measures.py", *arguments)
+    if part in ("elephant", "neurobench"):
+        tests = {"elephant": "test_measures.py", "neurobench": "test_neurobench.py"}[part]
+        session.run("python", "-m", "pytest", f"{CLI}/tests/{tests}", *arguments)
         return
     if part == "c" and not arguments:
         long_tests(session, f"{CLI}/tests/test_interop_c.py")
