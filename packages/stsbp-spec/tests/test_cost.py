@@ -17,10 +17,11 @@ from stsbp_spec.engine.cost import (
     population_costs,
     projection_costs,
 )
-from stsbp_spec.equations.expressions import Recurrence, exp, sqrt, variable
+from stsbp_spec.equations.expressions import Recurrence, exp, sqrt, variable, where
 from stsbp_spec.errors import ShapeError
 from stsbp_spec.models.neurons import PLIF, NeuronModel, Readout
-from stsbp_spec.networks.ops import Linear
+from stsbp_spec.networks.graph import Edge, Neurons, Node, Projection, Values
+from stsbp_spec.networks.ops import Add, Conv2d, Linear, MaxPool2d, OneToOne
 from stsbp_spec.typing import AnyArray, Int64
 
 LIF_COST = {"add": 1, "multiply": 1, "compare": 1}
@@ -102,6 +103,48 @@ def test_a_recurrent_network_with_delays() -> None:
         ("updates", "neurons1"): [12],
         ("updates", "neurons2"): [16],
     }
+
+
+@pytest.mark.parametrize(
+    "conv",
+    [
+        Conv2d(2, 3),
+        Conv2d(2, 3, padding=2),
+        Conv2d(2, (2, 3), stride=(2, 1), padding=(1, 0)),
+        Conv2d(4, (3, 2), dilation=(2, 3), groups=2),
+        Conv2d(4, 2, stride=3, padding=1, dilation=2),
+        Conv2d(6, (3, 1), stride=(1, 4), padding=(2, 0), dilation=(2, 1), groups=2),
+    ],
+)
+def test_the_fan_out_of_a_convolution_is_a_count_of_its_windows(conv: Conv2d) -> None:
+    projection = Projection("conv", 0, conv, Values((4, 9, 8)))
+    _, height, width = projection.output_shape
+    present = np.random.default_rng(0).integers(0, 2, projection.weight_shape)
+    for weights in (None, present):
+        expected = np.zeros((4, 9, 8), np.int64)
+        for c, e, i, j in np.ndindex(projection.weight_shape):
+            channel = c // (conv.channels // conv.groups) * (4 // conv.groups) + e
+            for y, x in np.ndindex(height, width):
+                row = y * conv.strides[0] + i * conv.dilations[0] - conv.paddings[0]
+                column = x * conv.strides[1] + j * conv.dilations[1] - conv.paddings[1]
+                if 0 <= row < 9 and 0 <= column < 8 and (weights is None or weights[c, e, i, j]):
+                    expected[channel, row, column] += 1
+        assert np.array_equal(fan_out(projection, weights), expected)
+
+
+def test_spikes_that_reach_a_pooling_or_a_sum_later_are_merged_then() -> None:
+    pool = Node("pool", MaxPool2d((1, 2)), (Edge("input", 1),))
+    total = Node("sum", Add(), (Edge("pool"), Edge("pool", 1)))
+    weights = Node("weights", Linear(1), (Edge("sum"),))
+    network = NetworkSpec((1, 1, 2), nodes=(pool, total, weights, Node("out", Neurons(LIF()), (Edge("weights"),))))
+    inputs = np.zeros((4, 1, 1, 1, 2), np.uint8)
+    inputs[1], inputs[3] = 1, 1
+    costs = cost_of_run(network, inputs, {"weights": trains(4, 1, 1)})
+    # Both pixels of step 1 arrive at step 2, and those of step 3 never do.
+    assert costs[CostKey("weights", "merges", "pool")].tolist() == [[0], [0], [2], [0]]
+    # The pooled spike is added at step 2, and once more a step later.
+    assert costs[CostKey("weights", "merges", "sum")].tolist() == [[0], [0], [1], [1]]
+    assert costs[CostKey("weights", "accumulations", "weights")].tolist() == [[0], [0], [1], [1]]
 
 
 def test_images_are_multiplied_once_and_events_above_one_are_multiplied() -> None:
@@ -203,6 +246,16 @@ def test_states_and_operations_of_neurons(neuron: NeuronModel, first: object, se
     assert [(x.layer, x.neurons) for x in costs.values()] == [("linear1", 4), ("linear2", 2)]
 
 
+def test_weights_are_stored_with_their_own_bits() -> None:
+    layers = (SpikingLayer(Linear(3, weight_bits=5), LIF(), recurrent=OneToOne(weight_bits=7)), SpikingLayer(Linear(2)))
+    costs = projection_costs(NetworkSpec((4,), layers))
+    assert {name: (x.layer, x.weights, x.bits) for name, x in costs.items()} == {
+        "linear1": ("linear1", 12, 5),
+        "linear1.recurrent": ("linear1", 3, 7),
+        "linear2": ("linear2", 6, 12),
+    }
+
+
 def test_a_readout_compares_nothing_and_a_bias_is_one_addition() -> None:
     network = NetworkSpec.parse("4b", input_shape=(3,), outputs=2, output_neuron=Readout())
     hidden, readout = population_costs(network).values()
@@ -216,6 +269,10 @@ def test_operations_whose_result_is_known_are_free() -> None:
     assert operations_of(step, {"p": 2.0}, ("y",)) == ({"add": 1, "exp": 1, "root": 1, "divide": 1}, 1)
     assert operations_of(step, {"p": 1.0}, ("y",)) == ({"add": 1, "exp": 1, "root": 1}, 1)
     assert operations_of(step, {"p": 2.0}, ("w",)) == ({"multiply": 1}, 0)
+    # A state that stays 0 is none, also where it is one of two choices.
+    silent = Recurrence("r", ("p",), ("x",), {"s": s + p * x}, {"y": where(x < 1, s, x)})
+    assert operations_of(silent, {"p": 0.0}, ("y",)) == ({"compare": 1}, 0)
+    assert operations_of(silent, {"p": 1.0}, ("y",)) == ({"compare": 1, "add": 1}, 1)
 
 
 def test_what_does_not_fit_the_network_is_refused() -> None:

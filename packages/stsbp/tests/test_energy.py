@@ -339,9 +339,22 @@ def test_prices_of_all_counts_of_a_network() -> None:
     prices = EnergyPrices(network, TABLES["float32"])
     assert prices.of(CostKey("conv1", "merges", "pool2.0")).total == 0.9
     assert prices.of(CostKey("conv1", "normalisations", "conv1")).total == pytest.approx(5.5)
-    # 400 x 8 weights of 12 bits are 4,800 bytes, but 400 x 3 states of 32 bits ... are all within 8 KB.
+    # 400 x 8 weights of 12 bits are 4,800 bytes, and 400 x 2 states of 32 bits are 3,200.
     assert prices.of(CostKey("linear2", "accumulations", "linear2")).memory == pytest.approx(12 / 64 * 10)
     assert math.isclose(prices.of(CostKey("linear2", "updates", "neurons2")).memory, 2 * 2 * 32 / 64 * 10)
+
+
+def test_weights_and_states_of_a_large_layer_lie_in_a_larger_memory() -> None:
+    network = NetworkSpec.parse("3-1500", input_shape=(4,), outputs=2)
+    prices = EnergyPrices(network, TABLES["float32"])
+    # 4,500 weights of 12 bits are 6,750 bytes, but 1,500 x 2 states are 12,000.
+    assert prices.of(CostKey("linear2", "accumulations", "linear2")).memory == pytest.approx(12 / 64 * 10)
+    assert prices.of(CostKey("linear2", "updates", "neurons2")).memory == pytest.approx(2 * 2 * 32 / 64 * 20)
+    network = NetworkSpec.parse("100", input_shape=(64,), outputs=2)
+    prices = EnergyPrices(network, TABLES["float32"])
+    # 6,400 weights are 9,600 bytes, but 100 states are 400.
+    assert prices.of(CostKey("linear1", "accumulations", "linear1")).memory == pytest.approx(12 / 64 * 20)
+    assert prices.of(CostKey("linear1", "updates", "neurons1")).memory == pytest.approx(2 * 32 / 64 * 10)
 
 
 def test_the_text_leaves_out_counts_that_are_zero_everywhere(stsbp: Call, run: Path) -> None:

@@ -371,14 +371,14 @@ def operations_of(
         constants: values of its parameters.
         outputs: the outputs that are needed.
     """
-    silent: set[str] = set()
+    # States start at 0. Those that are 0 after a step if they were 0 before it stay 0.
+    silent = set(recurrence.states)
     while True:
         simplified = _Simplified(recurrence, {**constants, **dict.fromkeys(silent, 0.0)})
-        # A state starts at 0, so one that becomes 0 stays 0.
-        zero = {name for name, x in recurrence.states.items() if simplified.value(x) == 0}
-        if zero <= silent:
+        still_silent = {name for name in silent if simplified.value(recurrence.states[name]) == 0}
+        if still_silent == silent:
             break
-        silent |= zero
+        silent = still_silent
     roots, states = [recurrence.outputs[name] for name in outputs], set[str]()
     while True:
         needed = simplified.needed(roots)

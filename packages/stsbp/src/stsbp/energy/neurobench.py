@@ -246,11 +246,11 @@ class _Adapter:
 
     def _show(self, module: Any, values: AnyArray, mask: AnyArray) -> None:
         """Call a module once for each step, with the samples that have this step."""
-        for frame, present in zip(values, mask, strict=False):
-            if present.any():
+        with self._torch.no_grad():
+            # Images have one frame for all steps.
+            for frame, present in zip(values, mask, strict=False):
                 rows = self._torch.from_numpy(frame[present].astype(np.float32))
-                with self._torch.no_grad():
-                    module(_as_read(module, rows, self._torch))
+                module(_as_read(module, rows, self._torch))
 
     def _count(self, costs: Mapping[CostKey, Int64], spikes: Mapping[str, AnyArray], mask: AnyArray) -> None:
         counts, steps = self._counts, mask.sum(axis=0)
