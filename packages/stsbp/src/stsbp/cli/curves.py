@@ -316,6 +316,9 @@ def _plot(curve_records: Sequence[dict[str, Any]], losses: Sequence[str], path: 
                     )
         if x == "step" or curve == "jitter":
             panel.xaxis.get_major_locator().set_params(integer=True)
+        if x == "pj":
+            # Networks can differ by powers of ten.
+            panel.set_xscale("log")
         panel.set_xlabel(axis_text, fontsize=7)
         panel.set_ylabel(f"{_NAMES[key]}{', %' if QUALITIES[key].is_share else ''}", fontsize=8)
         panel.tick_params(labelsize=7)
