@@ -147,7 +147,7 @@ def test_an_evaluation_that_does_not_ask_counts_nothing(
 
 def test_the_energy_is_stored_for_compare_and_report(stsbp: Call, run: Path, train_tiny: Call, tmp_path: Path) -> None:
     assert stored_energy(run) is None
-    assert "energy a sample" not in stsbp("compare", run).stdout
+    assert "energy of" not in stsbp("compare", run).stdout
     record = evaluated(stsbp, run, "--energy")
     kept = stored_energy(run)
     assert kept is not None
@@ -165,7 +165,11 @@ def test_the_energy_is_stored_for_compare_and_report(stsbp: Call, run: Path, tra
     shown = picojoules(record["energy"]["pj"]["total"])
     train_tiny(tmp_path / "other")
     table = stsbp("compare", run, "other").stdout
-    (row,) = (line.split() for line in table.splitlines() if line.startswith("energy a sample, 30 test, float32"))
+    (row,) = (
+        line.split()
+        for line in table.splitlines()
+        if line.startswith("energy of 30 test samples of digits, mean, float32 ")
+    )
     assert " ".join(row).endswith(f"{shown} -")
     (first, second) = package.compare([run, tmp_path / "other"])
     assert first["energy.pj"] == record["energy"]["pj"]["total"]
@@ -183,7 +187,7 @@ def test_the_energy_of_an_earlier_checkpoint_is_not_shown(stsbp: Call, run: Path
     text = (run / stored.ENERGY_FILE).read_text()
     values = json.loads(text)
     (run / stored.ENERGY_FILE).write_text(json.dumps({**values, "sha256": "0" * 64}))
-    assert "energy a sample" not in stsbp("compare", run).stdout
+    assert "energy of" not in stsbp("compare", run).stdout
     stsbp("report", run, "--no-samples")
     assert "<h2>Energy</h2>" not in (tmp_path / "run.html").read_text()
     for damaged in ("{", json.dumps({**values, "samples": 0}), text.replace('"accumulations"', '"acc"')):

@@ -198,6 +198,25 @@ def test_the_command_shows_both_and_spike_trains_have_no_accuracy(stsbp: Call, t
     assert set(record) == {"version", "neurobench", "stsbp", "differing"}
 
 
+def test_a_run_is_a_model_for_benchmarks_of_your_own(tmp_path: Path) -> None:
+    pytest.importorskip("neurobench", reason="its harness runs here")
+    import torch
+    from neurobench.benchmarks import Benchmark
+    from neurobench.metrics.workload import ClassificationAccuracy, SynapticOperations
+    from neurobench.processors.postprocessors import ChooseMaxCount
+
+    run = trained(tmp_path, "6")
+    expected = run.evaluate(neurobench=True)["neurobench"]["neurobench"]
+    data = torch.utils.data.TensorDataset(torch.from_numpy(FRAMES.swapaxes(0, 1).copy()), torch.from_numpy(LABELS))
+    loader = torch.utils.data.DataLoader(data, batch_size=5)
+    model, metrics = neurobench.neurobench_model(run), [[], [ClassificationAccuracy, SynapticOperations]]
+    found = Benchmark(model, loader, [], [ChooseMaxCount()], metrics).run(quiet=True)
+    assert found["SynapticOperations"] == expected["SynapticOperations"]
+    assert found["ClassificationAccuracy"] == pytest.approx(expected["ClassificationAccuracy"], rel=1e-6)
+    with pytest.raises(StsbpError, match="must be"):
+        model(torch.zeros(2, STEPS, 3, 9, 9, dtype=torch.uint8))
+
+
 def test_an_error_of_a_metric_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("neurobench", reason="its harness runs here")
     from neurobench.metrics.workload import SynapticOperations

@@ -188,11 +188,12 @@ def _regression(records: Sequence[Mapping[str, Any]]) -> list[tuple[str, list[st
 
 
 def _energies(stored: Sequence[Mapping[str, Any] | None]) -> list[tuple[str, list[str]]]:
-    """A row of energies for each table, split and number of samples that some run has."""
+    """A row of energies for each table and each set of samples that some run has."""
     rows: dict[str, dict[int, str]] = {}
     for number, energy in enumerate(stored):
         if energy is not None:
-            row_name = f"energy a sample, {energy['samples']:,} {energy['split']}, {energy['table']}"
+            samples = f"{energy['samples']:,} {energy['split']} samples of {energy['dataset']}"
+            row_name = f"energy of {samples}, mean, {energy['table']}"
             rows.setdefault(row_name, {})[number] = picojoules(energy["pj"]["total"])
     return [(name, [cells.get(number, "-") for number in range(len(stored))]) for name, cells in rows.items()]
 

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import numpy as np
+from stsbp_spec.engine.checks import check_inputs, inputs_as_bytes
 from stsbp_spec.engine.cost import CostKey, arriving, cost_of_run, dense_multiplications, node_values
 from stsbp_spec.models.decoders import spike_count
 from stsbp_spec.models.encoders.packed import unpacked
@@ -29,7 +30,7 @@ from stsbp.errors import ConfigError, StsbpError
 from stsbp.training.build import Task
 from stsbp.training.trained import Trained
 
-__all__ = ["NeuroBenchResult", "check_neurobench", "run_neurobench"]
+__all__ = ["NeuroBenchResult", "check_neurobench", "neurobench_model", "run_neurobench"]
 
 
 class _Library(NamedTuple):
@@ -158,6 +159,22 @@ def run_neurobench(trained: Trained, split: Split, batch_size: int) -> NeuroBenc
     return NeuroBenchResult(library.version, figures, adapter.counted(of_classes=of_classes))
 
 
+def neurobench_model(trained: Trained) -> Any:
+    """A run as a model of NeuroBench, for its `Benchmark` with data and metrics of your own.
+
+    The model reads tensors of integers: images `[B, C, H, W]` or `[B, N]` with direct coding, or events `[B, T, ...]`
+    with the T steps of the run. It returns output spikes `[B, T, N]`; for a readout, its potentials.
+
+    Args:
+        trained: the network and its backend, for example a `stsbp.Run`.
+
+    Raises:
+        ConfigError: NeuroBench is not installed.
+    """
+    library = _library()
+    return _Adapter(trained.task, weights_of(trained.task, trained.state), library).model
+
+
 def _watched(metric: Any, failures: list[str]) -> Any:
     """A metric whose errors are noted. NeuroBench catches them and takes 0 or None as the result."""
 
@@ -217,16 +234,24 @@ class _Adapter:
         self._net, self._connections, self._activations = _mirror(network, self._weights, self._grids, library.torch)
         self._counts = _Counts()
         methods: dict[str, Callable[..., Any]] = {
-            "__call__": lambda model, inputs: self._run(*inputs),
+            "__call__": lambda model, batch: self._run(batch),
             "__net__": lambda model: self._net,
         }
         self.model = type("StsbpModel", (library.model,), methods)()
         self.model.add_activation_module(library.torch.nn.Identity)
 
-    def _run(self, inputs: Any, lengths: Any, labels: Any) -> Any:
-        """Output spikes `[B, T, N]`, without those of padded steps; for a readout, its potentials."""
+    def _run(self, batch: Any) -> Any:
+        """Output spikes `[B, T, N]`, without those of padded steps; for a readout, its potentials.
+
+        `batch` is a tensor of inputs, or inputs, numbers of steps and labels.
+        """
         network, steps, torch = self._task.network, self._task.config.steps, self._torch
-        frames = inputs.numpy() if network.coding == "direct" else np.ascontiguousarray(inputs.numpy().swapaxes(0, 1))
+        inputs, lengths, labels = batch if isinstance(batch, tuple) else _with_all_steps(batch, network, steps, torch)
+        frames = inputs.cpu().numpy()
+        if network.coding == "events":
+            frames = np.ascontiguousarray(frames.swapaxes(0, 1))
+        frames = inputs_as_bytes(network, frames)
+        check_inputs(network, frames, steps)
         lengths = lengths.numpy()
         layers = self._task.backend.run(network, self._weights, frames, steps).layers
         spikes = {name: layer.spikes for name, layer in layers.items()}
@@ -241,7 +266,8 @@ class _Adapter:
         self._count(cost_of_run(network, frames, spikes, lengths, self._grids), spikes, mask)
         outputs = layers[network.blocks[-1].name]
         shown = without_padding(outputs.potentials if network.has_readout else outputs.spikes, lengths)
-        self._counts.correct += int((spike_count(shown, lengths) == labels.numpy()).sum())
+        if labels is not None:
+            self._counts.correct += int((spike_count(shown, lengths) == labels.numpy()).sum())
         return torch.from_numpy(np.ascontiguousarray(shown.swapaxes(0, 1)))
 
     def _show(self, module: Any, values: AnyArray, mask: AnyArray) -> None:
@@ -291,6 +317,12 @@ class _Adapter:
             },
         }
         return figures | ({"ClassificationAccuracy": counts.correct / counts.samples} if of_classes else {})
+
+
+def _with_all_steps(inputs: Any, network: NetworkSpec, steps: int, torch: Any) -> tuple[Any, Any, None]:
+    if network.coding == "events" and inputs.ndim > 1:
+        steps = inputs.shape[1]
+    return inputs, torch.full((len(inputs),), steps), None
 
 
 def _as_read(module: Any, rows: Any, torch: Any) -> Any:

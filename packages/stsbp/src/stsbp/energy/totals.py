@@ -136,7 +136,7 @@ class RunEnergy:
     def picojoules(self) -> Float64:
         """Energy of each sample in pJ, `[n]`, after the last batch."""
         terms = [x * self.prices.of(key).total for key, x in self.counts.items()]
-        return np.array([math.fsum(row) for row in np.stack(terms, axis=1).tolist()])
+        return np.array([math.fsum(row) for row in np.stack(terms, axis=1)])
 
     def record(self) -> dict[str, Any]:
         """Everything as JSON values: counts are sums over the samples, energies are means over them."""
