@@ -298,6 +298,16 @@ def test_a_malformed_table_is_refused(stsbp: Call, run: Path, tmp_path: Path, te
     assert message in " ".join(result.stderr.split())
 
 
+def test_control_characters_of_a_table_are_not_printed(stsbp: Call, run: Path, tmp_path: Path) -> None:
+    (tmp_path / "own.toml").write_text(OWN.replace("mine", r"\u001b[31m").replace("my data", r"a\nb"))
+    for command in (("evaluate", run, "--energy"), ("curves", run, "--energy", "--noise", "lost=0")):
+        result = stsbp(*command, "--energy-table", "own.toml")
+        assert result.exit_code == 0, result.output
+        assert "\x1b" not in result.stdout
+        assert r"by the table \x1b[31m" in result.stdout
+    assert r"mean, \x1b[31m" in stsbp("compare", run).stdout
+
+
 def test_an_unknown_table_is_refused() -> None:
     with pytest.raises(
         ConfigError,

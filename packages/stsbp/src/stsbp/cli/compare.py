@@ -193,7 +193,7 @@ def _energies(stored: Sequence[Mapping[str, Any] | None]) -> list[tuple[str, lis
     for number, energy in enumerate(stored):
         if energy is not None:
             samples = f"{energy['samples']:,} {energy['split']} samples of {energy['dataset']}"
-            row_name = f"energy of {samples}, mean, {energy['table']}"
+            row_name = printable(f"energy of {samples}, mean, {energy['table']}")
             rows.setdefault(row_name, {})[number] = picojoules(energy["pj"]["total"])
     return [(name, [cells.get(number, "-") for number in range(len(stored))]) for name, cells in rows.items()]
 

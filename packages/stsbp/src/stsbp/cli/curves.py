@@ -29,7 +29,7 @@ from stsbp.datasets.base import Subset
 from stsbp.energy.table import asked_table
 from stsbp.energy.text import picojoules
 from stsbp.energy.totals import EnergyPrices
-from stsbp.errors import ConfigError
+from stsbp.errors import ConfigError, printable
 from stsbp.measures.matching import within
 from stsbp.plots import PLOT, check_plots, escape_dollars, new_figure, save
 from stsbp.threads import limit_threads
@@ -235,7 +235,7 @@ def _text(curve_records: Sequence[dict[str, Any]]) -> str:
         ]
         parts += _table("step", shown)
         if priced := [record for record in timed if "energy_table" in record]:
-            parts += ["", f"energy of a sample up to then, by the table {priced[0]['energy_table']}:"]
+            parts += ["", f"energy of a sample up to then, by the table {printable(priced[0]['energy_table'])}:"]
             parts += _table("step", [(r["run"], {m["step"]: picojoules(m["pj"]) for m in r["time"]}) for r in priced])
         parts += ["", "step from which on the answer stays the same, mean:"]
         width = max(map(len, names))

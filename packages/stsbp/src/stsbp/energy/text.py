@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from stsbp.errors import printable
+
 __all__ = ["energy_rows", "energy_summary", "energy_text", "neurobench_text", "picojoules"]
 
 _UNITS = (("J", 1e12), ("mJ", 1e9), ("uJ", 1e6), ("nJ", 1e3))
@@ -52,8 +54,9 @@ def energy_summary(energy: Mapping[str, Any]) -> list[str]:
 def energy_text(energy: Mapping[str, Any]) -> list[str]:
     """The lines of `stsbp evaluate --energy`."""
     source = f" ({energy['source']})" if energy["source"] else ""
+    title = f"energy of a sample, counts as means, energies by the table {energy['table']}{source}:"
     return [
-        f"energy of a sample, counts as means, energies by the table {energy['table']}{source}:",
+        printable(title),
         *_aligned(energy_rows(energy)),
         *energy_summary(energy),
     ]
