@@ -22,7 +22,7 @@ import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, lru_cache
 from typing import NamedTuple
 
 import numpy as np
@@ -148,26 +148,42 @@ def cost_of_run(
     projections = {projection.name: projection for projection in graph.projections}
     costs: dict[CostKey, Int64] = {}
     for bound_node in graph.bound_nodes:
-        node, op = bound_node.node, bound_node.node.op
-        key = CostKey(layers.get(node.name, ""), "", node.name)
-        if isinstance(op, Neurons):
-            costs[key._replace(kind="updates")] = mask * np.int64(math.prod(bound_node.output.shape))
+        node = bound_node.node
+        read = [arriving(values[edge.source], edge.delay) for edge in node.inputs if edge.source in values]
+        if isinstance(node.op, Neurons):
+            counts = {"updates": mask * np.int64(math.prod(bound_node.output.shape))}
         elif node.name in projections:
-            (edge,) = node.inputs
             fans = fan_out(projections[node.name], None if weights is None else weights[node.name])
-            ones, others = _weighted(arriving(values[edge.source], edge.delay), fans, mask)
-            costs[key._replace(kind="accumulations")] = ones
-            costs[key._replace(kind="multiplications")] = others
-            if projections[node.name].synapse.norm is not None:
-                once = np.zeros_like(mask) if bound_node.output.static else mask.copy()
-                once[0] = True
-                costs[key._replace(kind="normalisations")] = once * np.int64(math.prod(bound_node.output.shape))
-        elif (places := _merging(bound_node)) is not None:
-            entering = np.zeros((steps, samples), np.int64)
-            for edge, counted in zip(node.inputs, places, strict=True):
-                entering += sum(_weighted(arriving(values[edge.source], edge.delay), counted, mask))
-            costs[key._replace(kind="merges")] = entering
+            counts = _counts_of_weights(bound_node, projections[node.name], read[0], fans, mask)
+        else:
+            counts = _counts_of_merge(bound_node, read, mask)
+        costs |= {CostKey(layers[node.name], kind, node.name): x for kind, x in counts.items()}
     return costs
+
+
+def _counts_of_weights(
+    bound_node: BoundNode, projection: Projection, read: AnyArray, fans: Int64, mask: AnyArray
+) -> dict[str, Int64]:
+    """Counts `[T, B]` of the weights that read values, and of the normalisation of their sums, by name."""
+    ones, others = _weighted(read, fans, mask)
+    counts = {"accumulations": ones, "multiplications": others}
+    if projection.synapse.norm is not None:
+        normalised = mask.astype(np.int64) * math.prod(bound_node.output.shape)
+        if bound_node.output.static:
+            normalised[1:] = 0
+        counts["normalisations"] = normalised
+    return counts
+
+
+def _counts_of_merge(bound_node: BoundNode, read: Sequence[AnyArray], mask: AnyArray) -> dict[str, Int64]:
+    """Counts `[T, B]` of a pooling or a sum of branches, by name. Empty for other nodes."""
+    places = _merging(bound_node)
+    if places is None:
+        return {}
+    entering = np.zeros(mask.shape, np.int64)
+    for values, counted in zip(read, places, strict=True):
+        entering += np.add(*_weighted(values, counted, mask))
+    return {"merges": entering}
 
 
 def population_costs(network: NetworkSpec) -> dict[str, PopulationCost]:
@@ -213,12 +229,25 @@ def fan_out(projection: Projection, weights: AnyArray | None = None) -> Int64:
         projection: the projection.
         weights: its weights, of which those of 0 are not counted; None: all are counted.
     """
-    op, shape = projection.synapse, projection.input.shape
     if weights is not None and weights.shape != projection.weight_shape:
         raise ShapeError(
             f"the weights of {projection.name} have the shape {projection.weight_shape}, got {weights.shape}"
         )
-    present = np.ones(projection.weight_shape, np.int64) if weights is None else (weights != 0).astype(np.int64)
+    if weights is None:
+        return _full_fan_out(projection)
+    return _fan_out(projection, (weights != 0).astype(np.int64))
+
+
+@lru_cache(maxsize=256)
+def _full_fan_out(projection: Projection) -> Int64:
+    fans = _fan_out(projection, np.ones(projection.weight_shape, np.int64))
+    fans.setflags(write=False)
+    return fans
+
+
+def _fan_out(projection: Projection, present: Int64) -> Int64:
+    """`fan_out` of the weights that are 1 in `present`."""
+    op, shape = projection.synapse, projection.input.shape
     if isinstance(op, Conv2d):
         return _conv_fan_out(op, present, shape, projection.output_shape)
     if isinstance(op, Linear):
