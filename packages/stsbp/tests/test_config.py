@@ -374,3 +374,17 @@ def test_a_stored_variable_that_does_not_exist_is_told_with_the_file(
         ConfigError, match=rf"{path}: {setting}_model = .* is damaged: there is no '{variable[:2]}lost'"
     ):
         resolve([read_toml(path)])
+
+
+def test_a_later_length_of_a_step_replaces_the_other_one() -> None:
+    default = resolve([SettingsSource("command line", {"dataset": "fsdd"})])
+    assert default.window_ms
+    changed = resolve([SettingsSource("command line", {"dataset": "fsdd", "bin_ms": 10.0})])
+    assert (changed.window_ms, changed.bin_ms) == (0.0, 10.0)
+    sources = [
+        SettingsSource("own.toml", {"dataset": "nmnist", "bin_ms": 3.0}),
+        SettingsSource("command line", {"window_ms": 300.0}),
+    ]
+    assert (resolve(sources).window_ms, resolve(sources).bin_ms) == (300.0, 0.0)
+    with pytest.raises(ConfigError, match="both say how long a step is"):
+        resolve([SettingsSource("command line", {"dataset": "fsdd", "bin_ms": 10.0, "window_ms": 300.0})])

@@ -69,6 +69,21 @@ def test_both_beside_each_other_are_told_apart(tmp_path: Path) -> None:
     assert np.array_equal(clothes[0, 0], _images(40, 41)[0])
 
 
+def test_images_and_labels_are_both_packed_or_both_unpacked(tmp_path: Path) -> None:
+    raw = tmp_path / "MNIST" / "raw"
+    _write(raw, seed=1)
+    for name, packed in _files(seed=2).items():
+        (raw / name.removesuffix(".gz")).write_bytes(gzip.decompress(packed))
+    (raw / "train-labels-idx1-ubyte.gz").unlink()
+    for seed, split in ((2, "train"), (1, "test")):
+        loaded = getattr(load("mnist", data_dir=tmp_path), split)
+        other = tmp_path / f"other{seed}"
+        _write(other / "MNIST" / "raw", seed=seed)
+        expected = getattr(load("mnist", data_dir=other), split)
+        assert np.array_equal(loaded.labels, expected.labels)
+        assert np.array_equal(loaded.inputs(np.arange(len(loaded))), expected.inputs(np.arange(len(loaded))))
+
+
 def test_both_splits_are_read_from_one_folder(tmp_path: Path) -> None:
     _write(tmp_path)
     clothes = tmp_path / "fashion-mnist"

@@ -866,6 +866,24 @@ def test_sums_do_not_double_without_end() -> None:
         import_graph(graph(nodes, [*edges, *chain(last, "w", "n", "output")]), (4,), Choices(1e-3))
 
 
+def test_products_of_factors_do_not_grow_without_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("stsbp.interop.nir_import._MOST_FACTORS", 1000)
+    rows, columns = np.linspace(1, 2, 20)[:, None], np.linspace(1, 2, 25)[None, :]
+    nodes: dict[str, Any] = {
+        "input": {"type": "Input", "shape": np.array([1, 20, 25])},
+        **{letter: {"type": "Scale", "scale": np.array(1.0)} for letter in "abc"},
+        "rows": {"type": "Scale", "scale": rows[None]},
+        "columns": {"type": "Scale", "scale": columns[None]},
+        "conv": conv(3, 1),
+        "n": lif(()),
+        "output": {"type": "Output", "shape": np.array([3, 20, 25])},
+    }
+    edges = [("input", "a"), ("input", "b"), ("a", "c"), ("b", "c")]
+    edges += chain("c", "rows", "columns", "conv", "n", "output")
+    with pytest.raises(DataError, match=r"node columns .*scaled so often that more than 1,000 factors are needed"):
+        import_graph(graph(nodes, edges), (1, 20, 25), Choices(1e-3))
+
+
 def test_parameters_of_two_shapes_make_no_larger_one() -> None:
     outer = lif(3) | {"tau": np.linspace(3e-3, 4e-3, 5000)[:, None], "r": np.linspace(3, 4, 5000)[None, :]}
     nodes = {

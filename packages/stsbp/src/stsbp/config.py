@@ -113,9 +113,13 @@ _FOLLOWING: Mapping[str, tuple[str, ...]] = MappingProxyType(
         "surrogate": ("surrogate_model", "neuron_model"),
         **dict.fromkeys(OF_NEURONS, ("neuron_model",)),
         "init_from": ("init_sha256",),
+        # Both say how long a step is.
+        "window_ms": ("bin_ms",),
+        "bin_ms": ("window_ms",),
     }
 )
-"""Settings that stsbp computes from other settings when a run begins, by these other settings."""
+"""Settings of earlier sources that a setting removes: what stsbp computed from it when a run began, and other ways to
+say the same."""
 
 
 class RunConfig(BaseModel):

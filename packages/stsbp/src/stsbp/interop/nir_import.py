@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 import re
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -59,6 +59,9 @@ _MOST_WEIGHTS = 1 << 28
 """Largest number of weights of a network: 1 GB."""
 _MOST_NUMBERS = 1 << 26
 """Largest size of an input that only the graph declares, and of a flattened input with individual factors."""
+_MOST_FACTORS = 1 << 25
+"""Largest number of factors, of all terms together, that products of factors may have: 256 MB. Factors of rows and of
+columns, which are few, have a product for every value, and each sum of branches can double the number of terms."""
 _FULL = ("Linear", "Affine")
 
 
@@ -189,6 +192,8 @@ class _Import:
         self.weights: dict[str, Float32] = {}
         self.unfolded = 0
         """Number of weights so far, including arrays whose elements are all equal."""
+        self.factors = 0
+        """Number of factors so far in products of arrays."""
         self.notes: list[tuple[str, str]] = []
 
     def run(self) -> Imported:
@@ -322,7 +327,7 @@ class _Import:
             return summed_input
         if node.kind == "Scale":
             factor = _spread(node, "scale", read_scale(node), summed_input.shape)
-            return replace(summed_input, terms=tuple(term.times(factor) for term in summed_input.terms))
+            return replace(summed_input, terms=self.scaled(node, summed_input.terms, factor))
         if node.kind == "Delay":
             steps = read_delay(node, self.choices)
             if any(np.any(term.bias) for term in summed_input.terms):
@@ -361,6 +366,14 @@ class _Import:
                 raise fail(node, f"input_shape is {declared}, but its input has the shape {list(shape)}")
         return _Signal((_Term(node.name, bias=_biases(node, parameters, output)),), output, weighted=True)
 
+    def scaled(self, node: GraphNode, terms: Sequence[_Term], factor: Factor) -> tuple[_Term, ...]:
+        """Terms multiplied by a factor."""
+        sizes = [np.broadcast(term.output_factor, factor).size for term in terms]
+        self.factors += sum(size for size in sizes if size > 1)
+        if self.factors > _MOST_FACTORS:
+            raise fail(node, f"its input has been scaled so often that more than {_MOST_FACTORS:,} factors are needed")
+        return tuple(term.times(factor) for term in terms)
+
     def after_weights(self, node: GraphNode, summed_input: _Signal) -> _Signal:
         """Weights that multiply each channel of weighted sums by a number, and optionally add one."""
         parameters = read_weights(node)
@@ -374,7 +387,7 @@ class _Import:
         ):
             raise fail(node, "it reads weighted sums; put neurons before it")
         factor = _spread(node, "weight", channel_factors, summed_input.shape)
-        first, *other_terms = (term.times(factor) for term in summed_input.terms)
+        first, *other_terms = self.scaled(node, summed_input.terms, factor)
         if parameters.bias is not None:
             first = first.plus(_biases(node, parameters, summed_input.shape))
         return replace(summed_input, terms=(first, *other_terms))
