@@ -214,7 +214,8 @@ def test_other_files_are_refused(
     changed: dict[str, AnyArray], text: str, stsbp: Callable[..., Result], tmp_path: Path
 ) -> None:
     inputs, targets = data()
-    np.savez(tmp_path / "wrong.npz", **({"inputs": inputs, "targets": targets} | changed))
+    arrays: dict[str, Any] = {"inputs": inputs, "targets": targets, **changed}
+    np.savez(tmp_path / "wrong.npz", **arrays)
     refused = stsbp("train", f"sequences:{tmp_path / 'wrong.npz'}", *TINY, "--steps", STEPS, "--out", tmp_path / "run")
     assert refused.exit_code == 1
     assert text in " ".join(refused.output.split())
@@ -248,7 +249,7 @@ def test_targets_that_are_always_the_same_are_noted(stsbp: Callable[..., Result]
 
 
 def test_arrays_in_python(tmp_path: Path) -> None:
-    inputs, targets = (np.swapaxes(x, 0, 1) for x in data())
+    inputs, targets = np.swapaxes(data()[0], 0, 1), np.swapaxes(data()[1], 0, 1)
     named = {"inputs": inputs, "targets": targets.astype(np.float64), "lengths": np.full(SAMPLES, STEPS - 3)}
     run = package.train(named, "12", loss="mse", epochs=1, backend="numpy", out=tmp_path / "run")
     record = run.evaluate()
