@@ -112,7 +112,7 @@ class SpreadGradients:
     """`programs.gradients` on the devices of all processes; see `JaxBackend.compiled`."""
 
     def __init__(self, backend: Any, spread: Spread, *fixed: Any) -> None:
-        network, loss, precision, memory, collective, parts = fixed
+        *fixed_first, collective, parts = fixed
         self._collective, self._spread = collective, spread
         devices = len(spread.local)
         micro = parts[1].first - parts[0].first if len(parts) > 1 else None
@@ -123,10 +123,10 @@ class SpreadGradients:
             device_parts = [
                 _shard_of_device(piece, shard, devices) for piece, shard in zip(pieces, self._shards, strict=True)
             ]
-            return gradients(backend, network, loss, precision, memory, collective, device_parts, *args)
+            return gradients(backend, *fixed_first, collective, device_parts, *args)
 
         takes = (EVERYWHERE, SECOND, SECOND, EVERYWHERE, SECOND)
-        gives: Any = Gradients(EVERYWHERE, EVERYWHERE, SECOND, FIRST, FIRST, EVERYWHERE)
+        gives: Any = Gradients(EVERYWHERE, EVERYWHERE, SECOND, FIRST, FIRST, EVERYWHERE, FIRST)
         self._compiled = Compiled(_on_mesh(spread.mesh, program, takes, gives), "gradients")
 
     @property
@@ -157,6 +157,7 @@ class SpreadGradients:
             [[spread.joined(x, 0, n) for x in group] for group, n in zip(results.counts, counts, strict=True)],
             jax.tree.map(partial(spread.joined, axis=0), results.zeroed),
             jax.tree.map(spread.local_copy, results.statistics),
+            jax.tree.map(partial(spread.joined, axis=0), results.penalties),
         )
 
 

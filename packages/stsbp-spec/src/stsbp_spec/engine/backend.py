@@ -7,7 +7,8 @@ walk through a network (plan.py, passes.py), `value_and_grad`, `run` and the tra
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
+from types import MappingProxyType
 
 from stsbp_spec.distributed.collective import Collective, Rendezvous
 from stsbp_spec.engine.operations import Operations
@@ -17,6 +18,7 @@ from stsbp_spec.engine.trainer import Trainer, run, value_and_grad
 from stsbp_spec.errors import BackendError
 from stsbp_spec.models.losses.base import Loss
 from stsbp_spec.models.optim.base import Optimizer
+from stsbp_spec.models.rate_penalty import RatePenalty
 from stsbp_spec.networks.spec import NetworkSpec
 from stsbp_spec.typing import Array, Float32, Memory, Precision, UInt8
 from stsbp_spec.validation import shown
@@ -77,6 +79,7 @@ class AbstractBackend(Operations[Array]):
         *,
         precision: Precision = "fast",
         dropout: tuple[int, int] | None = None,
+        rate_penalty: Mapping[str, RatePenalty] = MappingProxyType({}),
     ) -> ValueAndGrad:
         """Compute the loss, output spikes and gradients of a batch, as numpy arrays.
 
@@ -87,13 +90,14 @@ class AbstractBackend(Operations[Array]):
             batch: inputs and targets.
             precision: precision of the backward pass.
             dropout: `(seed, step)` of the dropout masks; None: evaluation without dropout.
+            rate_penalty: penalties on the firing rates of layers, by layer name.
 
         Raises:
             ShapeError: an array has the wrong shape or dtype.
             SpecError: the loss or the precision is unknown, or the seed or step of dropout is outside `[0, 2**32)`.
             NumericError: a weight or a gradient is not finite. The message names the layer.
         """
-        return value_and_grad(self, network, loss, weights, batch, precision, dropout)
+        return value_and_grad(self, network, loss, weights, batch, precision, dropout, rate_penalty)
 
     def run(self, network: NetworkSpec, weights: dict[str, Float32], inputs: UInt8, steps: int) -> RunResult:
         """Run a network without dropout. Returns the spikes and membrane potentials of all layers, as numpy arrays."""
@@ -115,9 +119,12 @@ class AbstractBackend(Operations[Array]):
         micro_batch: int | None = None,
         collective: Collective[Array] | None = None,
         frozen: Collection[str] = (),
+        rate_penalty: Mapping[str, RatePenalty] = MappingProxyType({}),
     ) -> Trainer[Array]:
         """Make a trainer with the methods `init`, `step`, `predict`, `export_state` and `import_state`.
 
         Arguments: see `Trainer`.
         """
-        return Trainer(self, network, loss, optimizer, precision, seed, memory, micro_batch, collective, frozen)
+        return Trainer(
+            self, network, loss, optimizer, precision, seed, memory, micro_batch, collective, frozen, rate_penalty
+        )

@@ -18,6 +18,7 @@ from stsbp_spec.models.learned import Learned
 from stsbp_spec.models.lengths import without_padding
 from stsbp_spec.models.losses import LOSSES, OF_POTENTIALS, CrossEntropy
 from stsbp_spec.models.losses.base import Loss
+from stsbp_spec.models.rate_penalty import LayerPenalties, RatePenalty
 from stsbp_spec.models.surrogates import SURROGATES
 from stsbp_spec.networks.ops import PSP
 from stsbp_spec.networks.ops.batchnorm import STATISTICS
@@ -41,6 +42,7 @@ __all__ = [
     "check_precision",
     "check_precision_name",
     "check_psp",
+    "check_rate_penalty",
     "check_statistic",
     "check_weights",
     "inputs_as_bytes",
@@ -161,6 +163,25 @@ def check_frozen(network: NetworkSpec, frozen: object) -> frozenset[str]:
     if network.parameters and len(names) == len(network.parameters):
         raise SpecError("all parameters of the network are frozen, so nothing is left to train")
     return names
+
+
+def check_rate_penalty(network: NetworkSpec, penalties: object) -> LayerPenalties:
+    """The penalties of a network's layers, in the order of the layers. Raises `SpecError` if a layer has no spikes."""
+    if not isinstance(penalties, Mapping):
+        raise SpecError(
+            f"rate penalties are a dict by layer, for example {{'conv1': RatePenalty(0.1, 1)}}, got {shown(penalties)}"
+        )
+    blocks = {block.name: block for block in network.blocks}
+    for name, penalty in penalties.items():
+        if name not in blocks:
+            raise SpecError(
+                f"the network has no layer {shown(name)} for a rate penalty; its layers are {listed(blocks)}"
+            )
+        if not blocks[name].neuron.makes_spikes:
+            raise SpecError(f"layer {name} is a readout, which does not spike; leave out its rate penalty")
+        if not isinstance(penalty, RatePenalty):
+            raise SpecError(f"the rate penalty of layer {name} is RatePenalty(target, weight), got {shown(penalty)}")
+    return tuple((name, penalties[name]) for name in blocks if name in penalties)
 
 
 def check_weights(

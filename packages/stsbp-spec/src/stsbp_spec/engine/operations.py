@@ -40,6 +40,7 @@ from stsbp_spec.models.losses.cross_entropy import CrossEntropy
 from stsbp_spec.models.neurons.base import NeuronModel
 from stsbp_spec.models.optim.adamw import gradient_squares, norm_of
 from stsbp_spec.models.optim.base import Scalars
+from stsbp_spec.models.rate_penalty import ADDED, EXCESS, EXCESS_OF_LENGTHS, RatePenalty
 from stsbp_spec.networks.graph import Network, Projection
 from stsbp_spec.networks.ops.base import Op, Rule
 from stsbp_spec.networks.ops.batchnorm import ChannelArithmetic, error_moments, moments
@@ -479,6 +480,49 @@ class Operations(ABC, Generic[Array]):
         if equations.forward is not None:
             values["r"] = self.recur(equations.forward, constants, values, steps)["r"]
         return self.recur(equations.backward, constants, values, steps)["do"]
+
+    def rate_penalty(
+        self,
+        penalty: RatePenalty,
+        s: Array,
+        batch: int,
+        inside: Array | None = None,
+        of_lengths: Mapping[str, Array] | None = None,
+    ) -> tuple[Array, Array]:
+        """The penalty on the rates of neurons with the spikes `s`: models/rate_penalty.py.
+
+        Args:
+            penalty: the penalty.
+            s: spikes `[T, B, ...]` of `B` of the `batch` samples.
+            batch: number of samples of the whole batch.
+            inside: uint8 `[T, B]`, 0 at padded steps. None: no step is padded.
+            of_lengths: constants of each sample (`constants_of_lengths`), if there is `inside`.
+
+        Returns:
+            The error at each step that is not padded, `[1, B, ...]`; and the squares of the excess rates in multiples
+            of `UNIT`, `[1, B, ...]`.
+        """
+        steps, constants, values = len(s), dict[str, np.float32](), dict[str, Array]()
+        equation = EXCESS if of_lengths is None else EXCESS_OF_LENGTHS
+        if of_lengths is None:
+            numbers = penalty.constants(math.prod(s.shape[2:]), steps, batch)
+            constants = {name: np.float32(x) for name, x in numbers.items()}
+        else:
+            values |= of_lengths
+        values["n"] = self.spike_counts(s, inside)
+        excess = self.recur(equation, constants, values, 1)
+        return excess["error"], self.arithmetic.xp.round(excess["units"])
+
+    def spike_counts(self, s: Array, inside: Array | None = None) -> Array:
+        """Number of spikes of each neuron in each sample, float32 `[1, B, ...]`. Padded steps do not count."""
+        counted = s if inside is None else self.mask_steps(s, inside)
+        return self.recur(COUNT, {}, {"o": counted}, len(s), summed=("n",))["n"]
+
+    def with_rate_penalty(self, error: Array, of_penalty: Array, inside: Array | None = None) -> Array:
+        """The error of a layer's spikes, `[T, B, ...]`, with the error `[1, B, ...]` of the penalty on its rates."""
+        if inside is not None:
+            of_penalty = self.mask_steps(of_penalty, inside)
+        return self.recur(ADDED, {}, {"g": error, "error": of_penalty}, len(error))["total"]
 
     def readout_error(
         self, loss: CrossEntropy, u: Array, targets: Array, batch: int, inside: Array | None = None

@@ -54,6 +54,7 @@ class Trace(Generic[Array]):
         statistics: statistics of the whole batch with which sums were normalised (`Step.statistics`).
         zeroed: counts of `Operations.error_grid` by layer, after a backward pass in `reproducible` precision.
         batch_gradients: `BackwardResult.batch_gradients` of all steps, after a backward pass.
+        penalties: errors of the penalties on the rates of populations, `[1, B, ...]`, by the names of their nodes.
     """
 
     backend: Operations[Array]
@@ -65,6 +66,7 @@ class Trace(Generic[Array]):
     statistics: Mapping[str, Array]
     zeroed: dict[str, Array] = field(default_factory=dict)
     batch_gradients: dict[str, Array] = field(default_factory=dict)
+    penalties: dict[str, Array] = field(default_factory=dict)
 
     def potentials(self) -> Array:
         """Membrane potentials `[T, B, N]` of the population at the network's end. Call it before a backward pass."""
@@ -436,9 +438,13 @@ class _SegmentBackward(_Slice[Array]):
                 self.pending.setdefault(source, []).append(grad)
 
     def grad(self, step: Step[Array]) -> Array | Deferred[Array]:
-        """The gradient of the output of a step, from all steps that read it."""
-        self.trace.run.collective.beat(step.name)
-        return _total(step, self.pending.pop(step.name))
+        """The gradient of the output of a step, from all steps that read it and from the penalty on its rates."""
+        trace = self.trace
+        trace.run.collective.beat(step.name)
+        error = _total(step, self.pending.pop(step.name))
+        if step.name not in trace.penalties:
+            return error
+        return trace.backend.with_rate_penalty(_array(error), trace.penalties[step.name], trace.run.inside)
 
 
 def _total(step: Step[Array], errors: list[Array | Deferred[Array]]) -> Array | Deferred[Array]:

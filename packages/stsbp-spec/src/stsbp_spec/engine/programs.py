@@ -16,10 +16,20 @@ from stsbp_spec.equations.assembly import inside_name
 from stsbp_spec.models.losses.base import Loss
 from stsbp_spec.models.losses.cross_entropy import CrossEntropy
 from stsbp_spec.models.optim.base import Scalars
+from stsbp_spec.models.rate_penalty import EXCESS, LayerPenalties
 from stsbp_spec.networks.spec import NetworkSpec
 from stsbp_spec.typing import Array, Memory, Precision
 
-__all__ = ["Gradients", "gradients", "output", "parts_are_independent", "resumed", "states", "update"]
+__all__ = [
+    "Gradients",
+    "gradients",
+    "output",
+    "parts_are_independent",
+    "penalty_name",
+    "resumed",
+    "states",
+    "update",
+]
 
 
 class Gradients(NamedTuple, Generic[Array]):
@@ -32,6 +42,7 @@ class Gradients(NamedTuple, Generic[Array]):
         counts: `Operations.spike_count` of each block, for each part.
         zeroed: counts of `Operations.error_grid` by layer, for each part. Empty without an error grid.
         statistics: statistics of the whole batch, by the names of `network.statistics`.
+        penalties: sums of the squared excess rates of each penalised layer, float64 `[1]`, for each part.
     """
 
     values: dict[str, Array]
@@ -40,12 +51,14 @@ class Gradients(NamedTuple, Generic[Array]):
     counts: list[list[Array]]
     zeroed: list[dict[str, Array]]
     statistics: dict[str, Array]
+    penalties: list[list[Array]]
 
 
 def gradients(
     backend: Operations[Array],
     network: NetworkSpec,
     loss: Loss,
+    penalties: LayerPenalties,
     precision: Precision,
     memory: Memory,
     collective: Collective[Array],
@@ -59,7 +72,7 @@ def gradients(
     """Forward pass, error of the loss, backward pass: lines 1-31 of the pseudo-code.
 
     Args:
-        backend, network, loss, precision, memory: fixed when the function is compiled.
+        backend, network, loss, penalties, precision, memory: fixed when the function is compiled.
         collective: the processes that have the other samples of the batch.
         parts: which samples are in this process. Several parts go one after the other through both passes.
         wq: weights on their grid, other learned parameters, running statistics: see `rules.PassContext`.
@@ -67,14 +80,15 @@ def gradients(
             batch.
         targets: `[T, B, N]` of each part.
         dropout: `(seed, step)` of the masks; None: no dropout.
-        padding: `equations.loss_padding` of each part; None: all samples have `T` steps.
+        padding: `equations.loss_padding` of each part, and `rate_penalty.constants_of_lengths` by the names of
+            `penalty_name`; None: all samples have `T` steps.
     """
     part_padding: Sequence[Mapping[str, Array] | None] = [None] * len(parts) if padding is None else padding
     groups = (
         [slice(i, i + 1) for i in range(len(parts))] if parts_are_independent(network, precision) else [slice(None)]
     )
     outputs, counts, zeroed, sums = list[Array](), list[list[Array]](), list[dict[str, Array]](), dict[str, Array]()
-    values, statistics = dict[str, Array](), dict[str, Array]()
+    values, statistics, squares_of_rates = dict[str, Array](), dict[str, Array](), list[list[Array]]()
     for group in groups:
         traces, errors, inside = _forward(
             backend, network, loss, memory, collective, parts[group], wq, inputs[group], targets[group], dropout,
@@ -82,6 +96,8 @@ def gradients(
         )  # fmt: skip
         outputs += [_output(network, trace) for trace in traces]
         counts += [_counts(backend, trace, inside_part) for trace, inside_part in zip(traces, inside, strict=True)]
+        for part, trace, padded in zip(parts[group], traces, part_padding[group], strict=True):
+            squares_of_rates.append(_penalise(backend, network, penalties, trace, part, padded))
         # The processes exchange their sums of all parts only here.
         if group is groups[-1]:
             values = backward_passes(traces, errors, precision, sums)
@@ -93,7 +109,7 @@ def gradients(
         # Free their memory for the next parts.
         del traces, errors
     squares = backend.gradient_squares(list(values.values()))
-    return Gradients(values, squares, outputs, counts, zeroed, statistics)
+    return Gradients(values, squares, outputs, counts, zeroed, statistics, squares_of_rates)
 
 
 def parts_are_independent(network: NetworkSpec, precision: Precision) -> bool:
@@ -131,6 +147,32 @@ def _forward(
             error = backend.loss_error(loss, network.output_psp, outputs, target, part.batch, padded)
         errors.append(backend.mask_samples(error, part.count))
     return traces, errors, inside
+
+
+def penalty_name(layer: str, constant: str) -> str:
+    """The name of a constant of a layer's rate penalty in `padding`. No name of a loss has a colon."""
+    return f"{layer}:{constant}"
+
+
+def _penalise(
+    backend: Operations[Array],
+    network: NetworkSpec,
+    penalties: LayerPenalties,
+    trace: Trace[Array],
+    part: BatchSlice,
+    padded: Mapping[str, Array] | None,
+) -> list[Array]:
+    """Give a trace the errors of rate penalties. Returns the sums of the squared excess rates, in the same order."""
+    populations, errors, totals = {block.name: block.population for block in network.blocks}, dict[str, Array](), []
+    for layer, penalty in penalties:
+        name, of_lengths = populations[layer], None
+        if padded is not None:
+            of_lengths = {key: padded[penalty_name(layer, key)] for key in EXCESS.parameters}
+        error, units = backend.rate_penalty(penalty, trace.spikes[name], part.batch, trace.run.inside, of_lengths)
+        errors[name] = backend.mask_samples(error, part.count)
+        totals.append(backend.channel_totals(backend.mask_samples(units, part.count), 1))
+    trace.penalties = errors
+    return totals
 
 
 def update(

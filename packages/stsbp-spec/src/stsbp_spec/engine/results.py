@@ -81,13 +81,14 @@ class ValueAndGrad:
     """Loss of a batch, output spikes `[T, B, N]` uint8, and the gradient of the master weights of each layer.
 
     `zeroed` counts the errors of each layer that the error grid set to zero. It is empty in `fast` precision, which has
-    no error grid.
+    no error grid. `penalties` are the rate penalties by layer. They are not in the loss, but in the gradients.
     """
 
     loss: float
     spikes: UInt8
     gradients: dict[str, Float32]
     zeroed: dict[str, ZeroedErrors] = field(default_factory=dict)
+    penalties: dict[str, float] = field(default_factory=dict)
 
 
 class NeuronResiduals(NamedTuple, Generic[Array]):
@@ -153,6 +154,7 @@ class StepResult:
         measure: function that computes `loss`. It is called only on request, because it filters all steps.
         zeroed: for each layer, the errors that the error grid set to zero. Empty in `fast` precision, which has no
             error grid.
+        penalties: rate penalty of each penalised layer before the update. `loss` does not contain them.
     """
 
     spikes: UInt8
@@ -162,6 +164,7 @@ class StepResult:
     learning_rate: float
     measure: Callable[[], float] = field(repr=False, compare=False)
     zeroed: dict[str, ZeroedErrors] = field(default_factory=dict)
+    penalties: dict[str, float] = field(default_factory=dict)
 
     @cached_property
     def loss(self) -> float:

@@ -7,6 +7,7 @@ import math
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from copy import copy
 from functools import partial
+from types import MappingProxyType
 from typing import Generic, get_args, overload
 
 import numpy as np
@@ -25,13 +26,22 @@ from stsbp_spec.engine.checks import (
     check_output,
     check_part,
     check_precision,
+    check_rate_penalty,
     check_statistic,
     check_weights,
     inputs_as_bytes,
 )
 from stsbp_spec.engine.memory import recompute_pays, samples_at_once
 from stsbp_spec.engine.operations import Operations, weights_on_grid
-from stsbp_spec.engine.programs import Gradients, gradients, output, parts_are_independent, states, update
+from stsbp_spec.engine.programs import (
+    Gradients,
+    gradients,
+    output,
+    parts_are_independent,
+    penalty_name,
+    states,
+    update,
+)
 from stsbp_spec.engine.results import Batch, LayerRun, Prediction, RunResult, StepResult, TrainState, ValueAndGrad
 from stsbp_spec.equations.assembly import loss_padding
 from stsbp_spec.errors import NumericError, ShapeError, SpecError
@@ -41,6 +51,7 @@ from stsbp_spec.models.losses.base import Loss
 from stsbp_spec.models.optim import OPTIMIZERS
 from stsbp_spec.models.optim.adamw import clip_factor, norm_of
 from stsbp_spec.models.optim.base import Optimizer, Scalars
+from stsbp_spec.models.rate_penalty import LayerPenalties, RatePenalty, constants_of_lengths
 from stsbp_spec.networks.ops.batchnorm import running
 from stsbp_spec.networks.spec import NetworkSpec
 from stsbp_spec.typing import AnyArray, Array, Float32, Int64, Memory, Precision, UInt8
@@ -79,11 +90,14 @@ class Trainer(Generic[Array]):
             is only this process.
         frozen: names of parameters that updates do not change, of `network.parameters`. The gradient norm does not
             contain their gradients. Running statistics of batch normalisation still follow the data.
+        rate_penalty: penalties on the firing rates of layers, by the names of `network.blocks`. Their gradients are
+            added to that of the loss.
 
     Raises:
         SpecError: `reproducible` precision with a surrogate that is not exact; a network, loss or optimiser of the
-            wrong type; a seed outside `[0, 2**32)`; a micro-batch without samples; or frozen parameters that the
-            network does not have, or that are all it has.
+            wrong type; a seed outside `[0, 2**32)`; a micro-batch without samples; frozen parameters that the
+            network does not have, or that are all it has; or a penalty on a layer that the network does not have, or
+            that does not spike.
     """
 
     def __init__(
@@ -98,6 +112,7 @@ class Trainer(Generic[Array]):
         micro_batch: int | None = None,
         collective: Collective[Array] | None = None,
         frozen: Collection[str] = (),
+        rate_penalty: Mapping[str, RatePenalty] = MappingProxyType({}),
     ) -> None:
         check_precision(network, precision)
         backend.check_precision(precision)
@@ -122,6 +137,7 @@ class Trainer(Generic[Array]):
         self.micro_batch = micro_batch
         self.collective: Collective[Array] = collective or backend.alone()
         self.frozen = check_frozen(network, frozen)
+        self.rate_penalty: LayerPenalties = check_rate_penalty(network, rate_penalty)
 
     def init(self, weights: dict[str, Float32]) -> TrainState[Array]:
         """State before the first update."""
@@ -158,11 +174,11 @@ class Trainer(Generic[Array]):
         parts = self.collective.pieces(samples, group_size)
         dropout = (self.seed, check_step(state.step))
         memory_between = self._memory_between(len(parts), min(longest, group_size or longest), steps)
-        fixed = (network, self.loss, self.precision, memory_between, self.collective)
+        fixed = (network, self.loss, self.rate_penalty, self.precision, memory_between, self.collective)
         grads, grids = _gradients(backend, *fixed, parts, state.weights, batch, dropout)
         grads = self._of_trained(grads)
-        spikes, norm, rates, zeroed, statistics = _read_results(
-            backend, network, self.collective, parts, grads, batch.lengths, f"step {state.step}: "
+        spikes, norm, rates, zeroed, statistics, penalties = _read_results(
+            backend, network, self.rate_penalty, self.collective, parts, grads, batch.lengths, f"step {state.step}: "
         )
         # The step is divided here because weights cannot change before the norm is known. One program would have to
         # hold all gradients until then, too, and takes as long: 106 to 109 ms with one, two or three (N-MNIST, jax
@@ -179,6 +195,7 @@ class Trainer(Generic[Array]):
             # Copies, because the loss is computed later, when the caller may have changed its arrays.
             measure=partial(self.loss.mean, spikes, batch.targets.copy(), network.output_psp, copy(batch.lengths)),
             zeroed=zeroed,
+            penalties=penalties,
         )
         return TrainState(state.step + 1, updated.weights | running, updated.m, updated.v), result
 
@@ -393,6 +410,7 @@ def value_and_grad(
     batch: Batch,
     precision: Precision,
     dropout: tuple[int, int] | None,
+    rate_penalty: Mapping[str, RatePenalty],
 ) -> ValueAndGrad:
     """See `AbstractBackend.value_and_grad`."""
     check_precision(network, precision)
@@ -400,17 +418,21 @@ def value_and_grad(
     check_loss(loss, precision)
     check_output(network, loss)
     check_dropout(dropout)
+    layer_penalties = check_rate_penalty(network, rate_penalty)
     check_weights(network, weights)
     batch = batch_as_bytes(network, batch)
     check_batch(network, loss, batch)
     native = {name: backend.asarray(w) for name, w in weights.items()}
     samples, alone = batch.targets.shape[1], Alone[Array]()
     parts = (BatchSlice(0, samples, samples),)
-    grads, _ = _gradients(backend, network, loss, precision, "full", alone, parts, native, batch, dropout)
-    spikes, _, _, zeroed, _ = _read_results(backend, network, alone, parts, grads, batch.lengths, "")
+    fixed = (network, loss, layer_penalties, precision, "full", alone)
+    grads, _ = _gradients(backend, *fixed, parts, native, batch, dropout)
+    spikes, _, _, zeroed, _, penalties = _read_results(
+        backend, network, layer_penalties, alone, parts, grads, batch.lengths, ""
+    )
     value = loss.mean(spikes, batch.targets, network.output_psp, batch.lengths)
     grads_by_name = {name: unsigned_zeros(backend.numpy(grads.values[name])) for name in network.parameters}
-    return ValueAndGrad(value, spikes, grads_by_name, zeroed)
+    return ValueAndGrad(value, spikes, grads_by_name, zeroed, penalties)
 
 
 @np.errstate(over="ignore", invalid="ignore")
@@ -477,6 +499,7 @@ def _gradients(
     backend: Operations[Array],
     network: NetworkSpec,
     loss: Loss,
+    penalties: LayerPenalties,
     precision: Precision,
     memory: Memory,
     collective: Collective[Array],
@@ -499,10 +522,19 @@ def _gradients(
         if batch.lengths is not None:
             part_lengths = _of_part(batch.lengths, part, len(target))
             arrays = loss_padding(loss, network.output_psp, part_lengths, part.batch, target.shape)
+            arrays |= _penalty_padding(network, penalties, part_lengths, part.batch)
             padding.append({name: backend.asarray(array) for name, array in arrays.items()})
-    fixed = (network, loss, precision, memory, collective, parts)
+    fixed = (network, loss, penalties, precision, memory, collective, parts)
     padded = () if batch.lengths is None else (padding,)
     return backend.compiled(gradients, *fixed)(wq, inputs, targets, dropout, *padded), grids
+
+
+def _penalty_padding(
+    network: NetworkSpec, penalties: LayerPenalties, lengths: Int64, batch: int
+) -> dict[str, AnyArray]:
+    shapes = {block.name: block.output_shape for block in network.blocks}
+    constants = constants_of_lengths(penalties, shapes, lengths, batch)
+    return {penalty_name(layer, name): x for layer, numbers in constants.items() for name, x in numbers.items()}
 
 
 class _Encoded(Sequence[Array]):
@@ -537,21 +569,23 @@ def _inside_of_part(lengths: Int64, part: BatchSlice, steps: int) -> UInt8:
 def _read_results(
     backend: Operations[Array],
     network: NetworkSpec,
+    penalties: LayerPenalties,
     collective: Collective[Array],
     parts: Sequence[BatchSlice],
     grads: Gradients[Array],
     lengths: Int64 | None,
     prefix: str,
-) -> tuple[AnyArray, float, dict[str, float], dict[str, ZeroedErrors], dict[str, Float32]]:
-    """Output spikes, gradient norm, rates, counts of the error grids, and statistics, with one wait for the device.
+) -> tuple[AnyArray, float, dict[str, float], dict[str, ZeroedErrors], dict[str, Float32], dict[str, float]]:
+    """Output spikes, gradient norm, rates, counts of the error grids, statistics, and rate penalties, with one wait for
+    the device.
 
     Raises:
         NumericError: a gradient is not finite.
     """
     names = list(grads.zeroed[0])
     numbers = list[Array]()
-    for counts, zeroed in zip(grads.counts, grads.zeroed, strict=True):
-        numbers += [*counts, *(zeroed[name] for name in names)]
+    for counts, zeroed, squared_rates in zip(grads.counts, grads.zeroed, grads.penalties, strict=True):
+        numbers += [*counts, *(zeroed[name] for name in names), *squared_rates]
     squares, *host_arrays = backend.read([grads.squares, *grads.spikes, *numbers, *grads.statistics.values()])
     host_arrays, last = (
         host_arrays[: len(host_arrays) - len(grads.statistics)],
@@ -569,20 +603,26 @@ def _read_results(
     part_outputs, part_numbers, layers = host_arrays[: len(parts)], iter(host_arrays[len(parts) :]), len(network.blocks)
     outputs = [_as_output(network, spikes[:, : part.count]) for spikes, part in zip(part_outputs, parts, strict=True)]
     spike_counts, zeroed_counts = np.zeros(layers, np.int64), np.zeros((len(names), 2), np.int64)
+    penalty_units = np.zeros(len(penalties), np.int64)
     for part in parts:
         spike_counts += _totals([next(part_numbers) for _ in range(layers)]) * (part.count > 0)
         for row in zeroed_counts:
             row += zeroed_numbers(next(part_numbers))
-    batch_outputs, totals = _from_all(
-        collective, parts[0].batch, np.concatenate(outputs, axis=1), np.append(spike_counts, zeroed_counts)
-    )
-    lost = {
-        name: ZeroedErrors(*map(int, pair)) for name, pair in zip(names, totals[layers:].reshape(-1, 2), strict=True)
-    }
+        penalty_units += _totals([next(part_numbers) for _ in penalties])
+    counted = np.concatenate([spike_counts, zeroed_counts.reshape(-1), penalty_units])
+    batch_outputs, totals = _from_all(collective, parts[0].batch, np.concatenate(outputs, axis=1), counted)
+    of_zeroed, of_penalties = np.split(totals[layers:], [zeroed_counts.size])
+    lost = {name: ZeroedErrors(*map(int, pair)) for name, pair in zip(names, of_zeroed.reshape(-1, 2), strict=True)}
     # A compiled function may have sorted the names. Restore the order of the network.
     layer_names = [projection.name for projection in network.graph.projections]
     ordered = {name: lost[name] for name in layer_names if name in lost}
-    return batch_outputs, norm, _rates(network, totals[:layers], batch_outputs, lengths), ordered, statistics
+    neurons = {block.name: math.prod(block.output_shape) for block in network.blocks}
+    values = {
+        layer: penalty.value(int(units), neurons[layer], parts[0].batch)
+        for (layer, penalty), units in zip(penalties, of_penalties, strict=True)
+    }
+    rates = _rates(network, totals[:layers], batch_outputs, lengths)
+    return batch_outputs, norm, rates, ordered, statistics, values
 
 
 def _as_output(network: NetworkSpec, x: AnyArray) -> AnyArray:
