@@ -35,6 +35,7 @@ from stsbp.datasets.registry import info_of, is_known, named_path, steps_of
 from stsbp.errors import NO_WORKING_FOLDER, ConfigError, did_you_mean
 from stsbp.files import MEGABYTE, read_regular
 from stsbp.presets import PRESETS, defaults
+from stsbp.rate_penalty import canonical
 from stsbp.threads import MOST_THREADS
 
 __all__ = [
@@ -243,6 +244,12 @@ class RunConfig(BaseModel):
         description="Do not train this layer or parameter, for example conv1, conv1.bias or 'conv*'. You can give this "
         "option several times.",
     )
+    rate_penalty: str = Field(
+        "",
+        description="Penalise firing rates above TARGET spikes per step: TARGET:WEIGHT for all hidden layers, "
+        "LAYER=TARGET:WEIGHT for one layer or a pattern such as 'conv*'. The last one that fits a layer counts; weight "
+        "0 means no penalty. You can give this option several times.",
+    )
     precision: Literal["fast", "reproducible"] = Field(
         "fast",
         description="--precision reproducible gives bit-identical results on every backend, but is slower than "
@@ -405,6 +412,11 @@ class RunConfig(BaseModel):
             raise ValueError("Input should be names of layers or parameters, separated by commas: 'conv1,conv2'")
         return ",".join(names)
 
+    @field_validator("rate_penalty")
+    @classmethod
+    def _rate_penalty(cls, text: str) -> str:
+        return canonical(text)
+
     @field_validator("label_pattern", "undesired_pattern")
     @classmethod
     def _pattern(cls, text: str) -> str:
@@ -507,7 +519,7 @@ SECTIONS: Mapping[str, tuple[str, ...]] = MappingProxyType(
         "Label sequences and loss": ("loss", "loss_model", "label_pattern", "undesired_pattern", "steps"),
         "Training": (
             *("epochs", "batch_size", "lr", "patience", "optimizer", "momentum", "schedule", "warmup"),
-            *("weight_decay", "clip_norm", "freeze", "precision", "seed"),
+            *("weight_decay", "clip_norm", "freeze", "rate_penalty", "precision", "seed"),
         ),
         "Data": (
             *("data_dir", "download", "skip_malformed", "image_size"),
@@ -546,7 +558,7 @@ _LATER = frozenset(
     {
         *("augment_rotate", "augment_scale", "augment_shear", "augment_elastic", "augment_cutout", "test_on"),
         *("init_rate", "init_from", "init_sha256", "test", "neuron", "neuron_model", "tau_rise", "psp_gain"),
-        *("loss_model", "surrogate_model", "optimizer", "momentum", "freeze"),
+        *("loss_model", "surrogate_model", "optimizer", "momentum", "freeze", "rate_penalty"),
         *(name for names in RECORDING_SETTINGS.values() for name in names),
     }
 )

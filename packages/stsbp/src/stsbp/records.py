@@ -86,6 +86,7 @@ class SumsRecord(Record):
     sequence: dict[str, Amount]
     errors: dict[str, Count] = Field(default_factory=dict)
     zeroed: dict[str, Count] = Field(default_factory=dict)
+    penalties: dict[str, Amount] = Field(default_factory=dict)
     padded: Amount = 0.0
     squared_error: Amount | None = None
 
@@ -331,6 +332,7 @@ class _TrainingLine(Figures):
     learning_rate: Number
     samples_per_second: Number | None = None
     zeroed: dict[str, Share] = Field(default_factory=dict)
+    rate_penalty: dict[str, Amount] = Field(default_factory=dict)
 
 
 class _StepLine(_TrainingLine):

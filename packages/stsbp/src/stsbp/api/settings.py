@@ -36,7 +36,8 @@ def plain_settings(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _plain(key: str, value: Any) -> Any:
-    if key == "freeze" and isinstance(value, (list, tuple)) and all(isinstance(part, str) for part in value):
+    parts = ("freeze", "rate_penalty")
+    if key in parts and isinstance(value, (list, tuple)) and all(isinstance(part, str) for part in value):
         return ",".join(value)
     if isinstance(value, os.PathLike):
         return os.fsdecode(value)

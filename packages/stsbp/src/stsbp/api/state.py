@@ -16,6 +16,7 @@ from stsbp_spec.validation import array_of, integer, listed, shown
 
 from stsbp.api.settings import loss_settings
 from stsbp.errors import ConfigError
+from stsbp.rate_penalty import text_of
 from stsbp.training.optimizer import frozen_parameters
 
 __all__ = ["GivenState", "arrays_of", "read_state", "settings_of_trainer", "state_tensors"]
@@ -263,7 +264,7 @@ def _frozen_settings(spec: NetworkSpec, frozen: Collection[str]) -> dict[str, st
 
 
 def settings_of_trainer(trainer: Trainer[Any]) -> dict[str, Any]:
-    """Settings of a run from a trainer: loss, optimiser, frozen parameters, precision, seed.
+    """Settings of a run from a trainer: loss, optimiser, frozen parameters, rate penalties, precision, seed.
 
     Raises:
         ConfigError: a run does not compute the updates of the trainer's optimiser.
@@ -286,6 +287,7 @@ def settings_of_trainer(trainer: Trainer[Any]) -> dict[str, Any]:
         "seed": trainer.seed,
         **({"momentum": float(optimizer.momentum)} if isinstance(optimizer, SGD) else {}),
     }
+    settings["rate_penalty"] = text_of(trainer.rate_penalty)
     return settings | _frozen_settings(trainer.network, trainer.frozen) | loss_settings(trainer.loss)
 
 

@@ -29,6 +29,9 @@ _SECTION = {"--" + name.replace("_", "-"): title for title, names in SECTIONS.it
 _ALSO = {"lr": ("--learning-rate",)}
 """Other names of options."""
 
+_SEVERAL = {"freeze": "NAME", "rate_penalty": "[LAYER=]TARGET:WEIGHT"}
+"""Options that may be given several times, with the form of a value."""
+
 complete_data_set = completes(DATASETS)
 complete_preset = completes(PRESETS)
 complete_experiment = completes(PRESETS, DATASETS)
@@ -106,8 +109,8 @@ def settings(
         attributes: dict[str, Any] = {"help": help_text, "hidden": name in hidden}
         if annotation is bool:
             option = click.option(f"{flag}/--no-{flag[2:]}", name, default=None, **attributes)
-        elif name == "freeze":
-            option = click.option(flag, name, metavar="NAME", multiple=True, callback=_joined, **attributes)
+        elif name in _SEVERAL:
+            option = click.option(flag, name, metavar=_SEVERAL[name], multiple=True, callback=_joined, **attributes)
         elif name == "loss":
             option = click.option(flag, name, type=_LossType(list(OWN[name].spec_names)), **attributes)
         elif choices := get_args(annotation):

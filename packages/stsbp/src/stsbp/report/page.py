@@ -21,6 +21,7 @@ from stsbp.config import RunConfig
 from stsbp.errors import printable
 from stsbp.files import OutputKind, as_argument, real
 from stsbp.measures.matching import within
+from stsbp.rate_penalty import describe_penalties, penalties_of
 from stsbp.report import svg
 from stsbp.report.collect import Sample
 from stsbp.report.energy import energy_section
@@ -231,7 +232,8 @@ def _head(content: Content) -> str:
     if command is not None:
         html_lines.append(f"<p>Made by</p><pre>{escape(command_text(command))}</pre>")
     frozen = describe_frozen(content.network, frozen_parameters(content.network, config.freeze))
-    html_lines += [f'<p class="muted">{escape(note)}</p>' for note in (frozen, *content.notes) if note]
+    penalised = describe_penalties(penalties_of(content.network, config.rate_penalty))
+    html_lines += [f'<p class="muted">{escape(note)}</p>' for note in (frozen, penalised, *content.notes) if note]
     return "\n".join(html_lines)
 
 
@@ -526,6 +528,15 @@ def _layers(content: Content) -> str:
         rates = [Series(name, [r["epoch"] for r in epochs], [r["rates"][name] for r in epochs]) for name in layers]
         chart = svg.lines("spike rates", "epoch", rates)
         figures.append(_html_figure("Spikes per neuron and step of each layer, in training", chart, svg.legend(rates)))
+    if penalised := [name for name in layers if any(name in r.get("rate_penalty", ()) for r in epochs)]:
+        with_penalty = [r for r in epochs if set(penalised) <= set(r.get("rate_penalty", ()))]
+        penalties = [
+            Series(name, [r["epoch"] for r in with_penalty], [r["rate_penalty"][name] for r in with_penalty])
+            for name in penalised
+        ]
+        chart = svg.lines("rate penalty", "epoch", penalties)
+        caption = "Rate penalty of each layer, in training. The loss does not contain it"
+        figures.append(_html_figure(caption, chart, svg.legend(penalties)))
     counted = [r for r in epochs if set(layers) <= set(r.get("zeroed", ()))]
     if any(share > 0 for r in counted for share in r["zeroed"].values()):
         shares = [Series(name, [r["epoch"] for r in counted], [r["zeroed"][name] for r in counted]) for name in layers]

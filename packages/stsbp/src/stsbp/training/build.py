@@ -40,6 +40,7 @@ from stsbp.errors import ConfigError, DataError
 from stsbp.measures.regression import mean_of_targets
 from stsbp.processes.group import Group
 from stsbp.processes.identity import differing
+from stsbp.rate_penalty import penalties_of
 from stsbp.records import CheckpointRecord, InputsRecord, ProgressRecord
 from stsbp.training.augment import Augmentation
 from stsbp.training.metrics import LabelDistances, ReadoutDistances
@@ -890,8 +891,8 @@ def build_task(
 
     Raises:
         SpecError: settings contradict each other, for example a surrogate that reproducible precision refuses.
-        ConfigError: augmentation is on, but the inputs are not pictures and cannot move in time; or `freeze` names
-            nothing of the network.
+        ConfigError: augmentation is on, but the inputs are not pictures and cannot move in time; or `freeze` or
+            `rate_penalty` names nothing of the network.
     """
     augmentation = build_augmentation(config)
     if len(inputs.shape) != 3 and augmentation.moves:
@@ -912,6 +913,7 @@ def build_task(
         micro_batch=config.micro_batch or None,
         collective=group.collective,
         frozen=frozen_parameters(network, config.freeze),
+        rate_penalty=penalties_of(network, config.rate_penalty),
     )
     distances: LabelDistances | ReadoutDistances | None
     if inputs.real_targets:

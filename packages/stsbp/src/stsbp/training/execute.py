@@ -18,6 +18,7 @@ from stsbp.config import RunConfig, SettingsSource
 from stsbp.datasets import DatasetInfo
 from stsbp.errors import FileError
 from stsbp.processes.group import Group
+from stsbp.rate_penalty import describe_penalties
 from stsbp.training import checkpoint
 from stsbp.training.blank import warn_of_blank
 from stsbp.training.build import Data, Task, build_task, check_reads, check_typed_labels, load_data, own_flushes
@@ -89,6 +90,8 @@ def execute(
         task = build_task(config, data.inputs, backend, len(data.train), group)
         if frozen := describe_frozen(task.network, task.trainer.frozen):
             reporter.note(frozen)
+        if penalised := describe_penalties(task.trainer.rate_penalty):
+            reporter.note(penalised)
         first = None
         if group.leads:
             warn_of_blank(config.dataset, data.inputs.coding, data.splits(), reporter, config.test_on)

@@ -505,6 +505,7 @@ class _TrainingLoop:
                 gradient_norm=result.gradient_norm,
                 seconds=seconds,
                 zeroed=result.zeroed,
+                penalties=result.penalties,
                 **score.sums,
             )
         self.watch_grids(result)
@@ -639,8 +640,12 @@ class _TrainingLoop:
                 text = quality.text(evaluation.sums.headline[1])
                 measure_texts.append(f"{name} {text}{_by_chance(evaluation, quality.key)}")
         rate, rates = self.course.rate, means["rates"].values()
+        penalties = sums.mean_penalties()
         self.reporter.note(
-            f"epoch {number}/{self.config.epochs}  loss {means['loss']:.4f}  {quality.name} " + " ".join(measure_texts),
+            f"epoch {number}/{self.config.epochs}  loss {means['loss']:.4f}  "
+            + (f"rate penalty {math.fsum(penalties.values()):.4f}  " if penalties else "")
+            + f"{quality.name} "
+            + " ".join(measure_texts),
             "" if rate is None else f"{rate:.0f} samples/s",
             f"rates {min(rates):.3f} to {max(rates):.3f}",
         )

@@ -155,6 +155,8 @@ class Sums:
     """In `reproducible` precision, for each layer: number of errors that were non-zero before the error grid."""
     zeroed: dict[str, int] = field(default_factory=dict)
     """The number of those errors that were zero after the error grid."""
+    penalties: dict[str, float] = field(default_factory=dict)
+    """The rate penalty of each penalised layer, which is not in `loss`."""
     padded: float = 0.0
     """Amount of padding, in samples: for example 0.25 for a sample with 3 of 4 steps."""
     squared_error: float | None = None
@@ -172,10 +174,11 @@ class Sums:
         gradient_norm: float = 0.0,
         seconds: float = 0.0,
         zeroed: Mapping[str, ZeroedErrors] | None = None,
+        penalties: Mapping[str, float] | None = None,
         padded: float = 0.0,
         squared_error: float | None = None,
     ) -> None:
-        """Add a batch. `loss` and `rates` are means over it, all other values are sums."""
+        """Add a batch. `loss`, `rates` and `penalties` are means over it, all other values are sums."""
         self.batches += 1
         self.padded += padded
         self.samples += samples
@@ -194,6 +197,8 @@ class Sums:
         for name, counts in (zeroed or {}).items():
             self.errors[name] = self.errors.get(name, 0) + counts.nonzero
             self.zeroed[name] = self.zeroed.get(name, 0) + counts.zeroed
+        for name, penalty in (penalties or {}).items():
+            self.penalties[name] = self.penalties.get(name, 0.0) + penalty * samples
 
     @property
     def headline(self) -> tuple[Quality, float]:
@@ -231,10 +236,16 @@ class Sums:
         """Share of each layer's non-zero errors that the error grid set to zero. Empty in `fast` precision."""
         return {name: ZeroedErrors(self.zeroed[name], errors).share for name, errors in self.errors.items()}
 
+    def mean_penalties(self) -> dict[str, float]:
+        """The rate penalty of each penalised layer: the mean over the batches, weighted by their samples."""
+        return {name: penalty / max(1, self.samples) for name, penalty in self.penalties.items()}
+
     def training(self) -> dict[str, Any]:
-        """The means, gradient norms and speed; in `reproducible` precision also the shares of zeroed errors."""
+        """The means, gradient norms and speed; in `reproducible` precision also the shares of zeroed errors; and rate
+        penalties, if there are any."""
         return {
             **self.means(),
+            **({"rate_penalty": penalties} if (penalties := self.mean_penalties()) else {}),
             **({"zeroed": shares} if (shares := self.zeroed_shares()) else {}),
             "gradient_norm": self.gradient_norm / max(1, self.batches),
             "largest_gradient_norm": self.largest_gradient_norm,
