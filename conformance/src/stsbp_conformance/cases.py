@@ -12,6 +12,7 @@ from stsbp_spec.contract.random import Stream, uniform
 from stsbp_spec.engine.backend import Batch
 from stsbp_spec.models.learned import Learned
 from stsbp_spec.models.neurons import LIF
+from stsbp_spec.models.rate_penalty import LayerPenalties
 from stsbp_spec.models.surrogates import Arctan, Surrogate
 from stsbp_spec.networks.initial_weights import initial_weights
 from stsbp_spec.networks.ops.batchnorm import SCALE, SHIFT
@@ -49,6 +50,7 @@ class NetworkCase:
         density: density of random event frames.
         seed: seed of weights, inputs and targets.
         lengths: number of steps of each sample; None: all have `T` steps.
+        rate_penalty: penalties on the firing rates of layers, which belong to gradients and updates.
     """
 
     id: str
@@ -60,6 +62,7 @@ class NetworkCase:
     density: float = 0.1
     seed: int = 1
     lengths: tuple[int, ...] | None = None
+    rate_penalty: LayerPenalties = ()
 
     @property
     def random(self) -> bool:

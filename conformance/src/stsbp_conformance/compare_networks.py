@@ -136,7 +136,13 @@ def pulled(
     """Loss, spikes and gradients of the case."""
     dropout = reference.case.dropout if dropped else None
     return backend.value_and_grad(
-        reference.network, reference.case.loss, reference.weights, reference.batch, precision=precision, dropout=dropout
+        reference.network,
+        reference.case.loss,
+        reference.weights,
+        reference.batch,
+        precision=precision,
+        dropout=dropout,
+        rate_penalty=dict(reference.case.rate_penalty),
     )
 
 
@@ -152,6 +158,7 @@ def trainer(
         seed=reference.case.dropout[0],
         memory=memory,
         micro_batch=micro_batch,
+        rate_penalty=dict(reference.case.rate_penalty),
     )
 
 
@@ -219,7 +226,12 @@ def _another_order(backend: AbstractBackend, reference: Reference, compared: Com
     inputs, targets, lengths = reference.batch
     batch = Batch(_samples(inputs, reference, order), targets[:, order], None if lengths is None else lengths[order])
     got = backend.value_and_grad(
-        reference.network, reference.case.loss, reference.weights, batch, precision=reference.precision
+        reference.network,
+        reference.case.loss,
+        reference.weights,
+        batch,
+        precision=reference.precision,
+        rate_penalty=dict(reference.case.rate_penalty),
     )
     expected = reference.undropped
     compared.same_bytes("another order: outputs", got.spikes, expected.spikes[:, order])
@@ -231,6 +243,7 @@ def _same_gradients(
     compared: Compared, label: str, got: ValueAndGrad, expected: ValueAndGrad, reference: Reference
 ) -> None:
     compared.same(f"{label}: names of gradients", list(got.gradients), list(expected.gradients))
+    compared.same(f"{label}: rate penalties", [*got.penalties.items()], [*expected.penalties.items()])
     if reference.precision == "fast":
         return
     for name, gradient in expected.gradients.items():
@@ -268,6 +281,7 @@ def _same_updates(compared: Compared, label: str, got: Trained, reference: Refer
         compared.same_bytes(f"{label}: outputs of update {step}", one.spikes, other.spikes)
         compared.same(f"{label}: loss of update {step}", one.loss, other.loss)
         compared.same(f"{label}: rates of update {step}", one.rates, other.rates)
+        compared.same(f"{label}: rate penalties of update {step}", one.penalties, other.penalties)
         if reference.precision == "reproducible":
             compared.same(f"{label}: norm of update {step}", one.gradient_norm, other.gradient_norm)
             compared.same(f"{label}: zeroed errors of update {step}", one.zeroed, other.zeroed)

@@ -6,9 +6,9 @@
 The suite compares a backend with the current numpy reference. These hashes (`hashes.json`) compare all of them,
 including the reference, with the results at the time when the hashes were written. For networks, they cover spikes,
 membrane potentials, losses, gradients in `reproducible` precision, and weights and moments after 20 updates. For single
-pairs, they cover the stored cases of tier 5 (`tiers/elementwise.py`): neurons, synaptic filter, the errors of losses,
-and the updates of optimisers. Inputs are drawn from the spec's generator without `log` or `cos`, whose last bits differ
-between machines.
+pairs, they cover the stored cases of tier 5 (`tiers/elementwise.py`): neurons, synaptic filter, the errors of losses
+and rate penalties, and the updates of optimisers. Inputs are drawn from the spec's generator without `log` or `cos`,
+whose last bits differ between machines.
 """
 
 from __future__ import annotations
@@ -33,6 +33,7 @@ from stsbp_spec.errors import StsbpError
 from stsbp_spec.models.losses import LOSSES
 from stsbp_spec.models.neurons import LIF, PLIF
 from stsbp_spec.models.optim import SGD, Adam, AdamW, Optimizer
+from stsbp_spec.models.rate_penalty import RatePenalty
 from stsbp_spec.models.surrogates import FastSigmoid, Triangle
 from stsbp_spec.networks.ops import PSP
 from stsbp_spec.networks.spec import NetworkSpec
@@ -129,12 +130,25 @@ def _network(case: NetworkCase, loss: str, *, memory: Memory = "full", quick: bo
             hashes[f"potentials/{name}"] = digest(layer.potentials)
         for kind, dropout in (("gradient", None), ("gradient with dropout", _DROPPED)):
             pulled = backend.value_and_grad(
-                case.network, LOSSES[loss], weights, batch, precision="reproducible", dropout=dropout
+                case.network,
+                LOSSES[loss],
+                weights,
+                batch,
+                precision="reproducible",
+                dropout=dropout,
+                rate_penalty=dict(case.rate_penalty),
             )
             hashes[f"loss of the {kind}"] = float(pulled.loss).hex()
+            hashes |= {f"rate penalty of the {kind}/{name}": x.hex() for name, x in pulled.penalties.items()}
             hashes |= {f"{kind}/{name}": digest(g) for name, g in pulled.gradients.items()}
         trainer = backend.trainer(
-            case.network, LOSSES[loss], _OPTIMIZER, precision="reproducible", seed=7, memory=memory
+            case.network,
+            LOSSES[loss],
+            _OPTIMIZER,
+            precision="reproducible",
+            seed=7,
+            memory=memory,
+            rate_penalty=dict(case.rate_penalty),
         )
         state, results = reference.train(trainer, case, _UPDATES)
         hashes["losses of the updates"] = _text_digest(float(r.loss).hex() for r in results)
@@ -278,6 +292,12 @@ def _network_cases() -> Iterable[Case]:
     concatenated = NetworkSpec.parse(_CONCATENATED, input_shape=(2, 6, 6), neuron=LIF(5, 5 / 3, 0.4, FastSigmoid(3.0)))
     case = NetworkCase("concatenations", concatenated, 8, 3, gain=3.0, density=0.3, seed=135)
     yield _network(case, "van-rossum")
+    penalties = tuple((block.name, RatePenalty(0.1, 20.0)) for block in small.blocks)
+    case = NetworkCase("rate penalty, small network", small, 8, 3, gain=2.5, density=0.2, seed=141)
+    yield _network(replace(case, rate_penalty=penalties), "van-rossum", quick=True)
+    penalties = tuple((block.name, RatePenalty(0.05, 5.0)) for block in concatenated.blocks[:-1])
+    case = NetworkCase("rate penalty, concatenations", concatenated, 8, 3, gain=3.0, density=0.3, seed=142)
+    yield _network(replace(case, rate_penalty=penalties, lengths=(8, 3, 6)), "hamming", memory="low")
 
 
 CASES = (*(_pair(case) for case in elementwise.CASES if case.stored), *_network_cases())

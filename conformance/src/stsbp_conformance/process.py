@@ -21,6 +21,7 @@ from stsbp_spec.engine.trainer import StepResult
 from stsbp_spec.models.encoders import packed
 from stsbp_spec.models.losses import LOSSES
 from stsbp_spec.models.neurons import LIF, PLIF
+from stsbp_spec.models.rate_penalty import RatePenalty
 from stsbp_spec.networks.spec import NetworkSpec
 from stsbp_spec.registry import load_backend
 from stsbp_spec.typing import AnyArray
@@ -28,9 +29,9 @@ from stsbp_spec.typing import AnyArray
 from stsbp_conformance import reference
 from stsbp_conformance.cases import NetworkCase
 from stsbp_conformance.check import Mismatch
-from stsbp_conformance.tiers.bits import CONCATENATED, GEOMETRY, LENGTHS, NORMALISED_DIRECT
+from stsbp_conformance.tiers.bits import CONCATENATED, GEOMETRY, LENGTHS, NORMALISED_DIRECT, PENALISED_LENGTHS
 
-__all__ = ["CASES", "NORMALISED", "RECURRENT", "UPDATES", "Trained", "main", "started"]
+__all__ = ["CASES", "NORMALISED", "PENALISED", "RECURRENT", "UPDATES", "Trained", "main", "started"]
 
 _PATIENCE = 900.0
 """Time in seconds in which processes must have compiled and trained, also on a busy machine."""
@@ -54,6 +55,14 @@ RECURRENT = NetworkCase(
     lengths=(6, 2, 4, 6, 1, 3),
 )
 
+PENALISED = NetworkCase(
+    "rate penalty, 7 samples",
+    NetworkSpec.parse("4C3p1d0.3-P2-5C3R3-12d0.2", input_shape=(2, 8, 8), outputs=4, neuron=PLIF(3.0, 5 / 3, 0.5)),
+    steps=7,
+    batch=7,
+    rate_penalty=(("conv1", RatePenalty(0.05, 10.0)), ("conv2", RatePenalty(0.1, 3.0)), ("linear4", RatePenalty(0, 1))),
+)
+
 CASES = (
     # 45 neurons before the second dropout. The masks of all samples but the first begin in the middle of a random word.
     NetworkCase(
@@ -75,8 +84,13 @@ CASES = (
     RECURRENT,
     GEOMETRY,
     CONCATENATED,
+    PENALISED,
+    PENALISED_LENGTHS,
 )
-_LOSSES = ("van-rossum", "hamming", "spike-count", "van-rossum", "hamming", "van-rossum", "hamming", "van-rossum")
+_LOSSES = (
+    *("van-rossum", "hamming", "spike-count", "van-rossum", "hamming", "van-rossum", "hamming", "van-rossum"),
+    *("van-rossum", "hamming"),
+)
 UPDATES = {case.id: loss for case, loss in zip(CASES, _LOSSES, strict=True)}
 """The loss with which each case is trained."""
 
@@ -87,7 +101,8 @@ class Trained:
 
     Attributes:
         weights: SHA-256 of weights and moments.
-        steps: results of each update: SHA-256 of the spikes, gradient norm, spike rates, zeroed errors.
+        steps: results of each update: SHA-256 of the spikes, gradient norm, spike rates, zeroed errors, rate
+            penalties.
     """
 
     weights: str
@@ -100,7 +115,11 @@ class Trained:
         for name in sorted(state):
             digest.update(name.encode() + b"\0" + state[name].tobytes())
         steps = [
-            [hashlib.sha256(r.spikes.tobytes()).hexdigest(), r.gradient_norm, [*r.rates.items()], [*r.zeroed.items()]]
+            [
+                hashlib.sha256(r.spikes.tobytes()).hexdigest(),
+                r.gradient_norm,
+                *([*numbers.items()] for numbers in (r.rates, r.zeroed, r.penalties)),
+            ]
             for r in results
         ]
         return cls(digest.hexdigest(), json.loads(json.dumps(steps)))
@@ -177,6 +196,7 @@ def main(arguments: Sequence[str]) -> None:
                 precision="reproducible",
                 seed=7,
                 collective=collective,
+                rate_penalty=dict(case.rate_penalty),
             )
             state = trainer.init({name: w.copy() for name, w in reference.weights(case).items()})
             results = []

@@ -17,6 +17,7 @@ import numpy as np
 from stsbp_spec.errors import SpecError, StsbpError
 from stsbp_spec.models.losses import LOSSES, OF_POTENTIALS, Loss
 from stsbp_spec.models.neurons import ALIF, IF, LIF, PLIF, NeuronModel, Readout
+from stsbp_spec.models.rate_penalty import LayerPenalties, RatePenalty
 from stsbp_spec.models.surrogates import SURROGATES, Arctan, FastSigmoid, Logistic, Rectangle, Surrogate, Triangle
 from stsbp_spec.networks.graph import Edge, Neurons, Node
 from stsbp_spec.networks.layers import Branches, Layer, SpikingLayer
@@ -51,6 +52,8 @@ _TRIES = 8
 """Most draws of one layer or node until one fits the network."""
 _GAINS = (3.0, 2.0, 5.0, 8.0)
 """Gains of the initial weights from which one is taken."""
+_PENALTIES = 41
+"""A third number of the random numbers of rate penalties, beside the seed and the number of the case."""
 _LARGEST = 3000
 """Most neurons of a network, so that numpy computes a case within a second."""
 
@@ -101,18 +104,19 @@ class RandomCase(NetworkCase):
         network, lengths = self.network, "" if self.lengths is None else f", lengths {list(self.lengths)}"
         psp = "" if network.input_psp is None else f", {network.input_psp}"
         largest = "" if network.input_max == 1 else f", counts up to {network.input_max}"
+        penalties = "".join(f", {layer} above {x.target:g} costs {x.weight:g}" for layer, x in self.rate_penalty)
         parts = f"micro-batches of {self.micro_batch}, memory {self.memory}, threads {self.threads}"
         return (
             f"network {self.id}: {network.coding} {network.input_shape}{psp}{largest}, T = {self.steps}, "
-            f"B = {self.batch}{lengths}, {self.loss_name}, {parts}\n{network.notation}"
+            f"B = {self.batch}{lengths}, {self.loss_name}{penalties}, {parts}\n{network.notation}"
         )
 
 
 class _Draw:
     """Random choices."""
 
-    def __init__(self, seed: int, number: int) -> None:
-        self.rng = np.random.default_rng((seed, number))
+    def __init__(self, *seeds: int) -> None:
+        self.rng = np.random.default_rng(seeds)
 
     def one_of(self, *choices: T) -> T:
         return choices[int(self.rng.integers(len(choices)))]
@@ -512,7 +516,23 @@ def random_case(seed: int, number: int, *, lively: bool = True) -> RandomCase:
     )
     seeds = draw.rng.integers(1, 2**31, 4).tolist()
     candidates = [replace(case, seed=n, gain=gain) for n, gain in zip(seeds, _GAINS, strict=True)]
-    return max(candidates, key=_liveliness) if lively else candidates[0]
+    chosen = max(candidates, key=_liveliness) if lively else candidates[0]
+    return replace(chosen, rate_penalty=_rate_penalty(seed, number, read))
+
+
+def _rate_penalty(seed: int, number: int, network: NetworkSpec) -> LayerPenalties:
+    """Penalties of some layers, in a third of the cases."""
+    # From other random numbers than the rest, so that the networks are those from before there were penalties.
+    draw = _Draw(seed, number, _PENALTIES)
+    layers = [block for block in network.blocks if block.neuron.makes_spikes]
+    if not draw.chance(1 / 3):
+        return ()
+    targets, share = (0.0, 0.05, 0.125, 1 / 3), draw.one_of(0.5, 1.0)
+    return tuple(
+        (layer.name, RatePenalty(draw.one_of(*targets), draw.one_of(0.1, 1.0, 30.0) * math.prod(layer.output_shape)))
+        for layer in layers
+        if draw.chance(share)
+    )
 
 
 def _liveliness(case: RandomCase) -> int:
@@ -532,12 +552,17 @@ def _input_filter(draw: _Draw) -> PSP:
 
 def smaller(case: RandomCase) -> Iterator[RandomCase]:
     """The case with fewer layers, steps or samples."""
+    if case.rate_penalty:
+        yield replace(case, rate_penalty=())
     layers = case.network.layers
     for i in range(len(layers) - 1):
         try:
-            yield replace(case, network=replace(case.network, layers=(*layers[:i], *layers[i + 1 :])))
+            network = replace(case.network, layers=(*layers[:i], *layers[i + 1 :]))
         except SpecError:
             continue
+        spiking = {block.name for block in network.blocks if block.neuron.makes_spikes}
+        penalties = tuple((layer, x) for layer, x in case.rate_penalty if layer in spiking)
+        yield replace(case, network=network, rate_penalty=penalties)
     if case.lengths is not None:
         yield replace(case, lengths=None)
     for steps, batch in ((1, case.batch), (case.steps - 1, case.batch), (case.steps, 1), (case.steps, case.batch - 1)):
@@ -611,6 +636,7 @@ def _feature_flags(case: RandomCase) -> Iterator[tuple[str, bool]]:
         ("one sample", case.batch == 1),
         ("one step and one sample", case.steps == case.batch == 1),
         ("lengths", case.lengths is not None),
+        ("rate penalty", bool(case.rate_penalty)),
         (f"loss {case.loss_name}", True),
         ("parts", case.micro_batch is not None and case.micro_batch < case.batch),
         (f"memory {case.memory}", True),
@@ -647,6 +673,7 @@ FEATURES = frozenset(
     {
         *("node by node", "notation", "events coding", "direct coding", "input filter", "event counts"),
         *("one channel", "one row", "one column", "one step", "one sample", "one step and one sample", "lengths"),
+        "rate penalty",
         *("direct coding, batch normalisation, padded samples", "parts", "memory full", "memory low"),
         *("threads 1", "threads 2", "reproducible precision", "only fast precision"),
         *("convolution", "full connection", "one-to-one", "bias", "batch normalisation", "few bits"),

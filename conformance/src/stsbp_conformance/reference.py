@@ -49,7 +49,13 @@ def run(case: NetworkCase) -> RunResult:
 def gradients(case: NetworkCase, loss: str, precision: Precision, dropout: tuple[int, int] | None) -> ValueAndGrad:
     """`value_and_grad` of the reference."""
     return NUMPY.value_and_grad(
-        case.network, LOSSES[loss], weights(case), data(case), precision=precision, dropout=dropout
+        case.network,
+        LOSSES[loss],
+        weights(case),
+        data(case),
+        precision=precision,
+        dropout=dropout,
+        rate_penalty=dict(case.rate_penalty),
     )
 
 
@@ -58,7 +64,15 @@ def trained(
     case: NetworkCase, loss: str, optimizer: Optimizer, steps: int, frozen: tuple[str, ...] = ()
 ) -> tuple[dict[str, AnyArray], list[StepResult]]:
     """State and results of `steps` updates of the reference in `reproducible` precision."""
-    trainer = NUMPY.trainer(case.network, LOSSES[loss], optimizer, precision="reproducible", seed=7, frozen=frozen)
+    trainer = NUMPY.trainer(
+        case.network,
+        LOSSES[loss],
+        optimizer,
+        precision="reproducible",
+        seed=7,
+        frozen=frozen,
+        rate_penalty=dict(case.rate_penalty),
+    )
     return train(trainer, case, steps)
 
 

@@ -57,7 +57,7 @@ OTHERS = {
     "undesired_pattern": "0", "neuron": "lif", "neuron_model": "", "surrogate": "arctan", "surrogate_model": "",
     "own_lengths": False, "psp_gain": "normalised",
     "saccades": "all", "stabilise": False, "init_from": "", "init_sha256": "", "schedule": "cosine",
-    "optimizer": "adamw", "freeze": "",
+    "optimizer": "adamw", "freeze": "", "rate_penalty": "",
     "precision": "fast", "test": True, "test_on": "", "augment_flip": False, "data_dir": "", "download": False,
     "skip_malformed": False, "memory": "full", "tensorboard": False,
 }  # fmt: skip

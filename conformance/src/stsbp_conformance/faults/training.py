@@ -16,11 +16,12 @@ from stsbp_spec.contract.grid import CEILING
 from stsbp_spec.engine.backend import Batch
 from stsbp_spec.engine.trainer import TrainState
 from stsbp_spec.equations.assembly import NeuronEquations
-from stsbp_spec.equations.expressions import sqrt
+from stsbp_spec.equations.expressions import sqrt, variable
 from stsbp_spec.models.encoders.packed import PackedFrames
 from stsbp_spec.models.losses import LOSSES, Hamming, Loss, SpikeCount, VanRossum
 from stsbp_spec.models.optim import AdamScalars, AdamWScalars, SGDScalars
 from stsbp_spec.models.optim.adamw import norm_exponent
+from stsbp_spec.models.rate_penalty import RatePenalty
 from stsbp_spec.models.surrogates import SURROGATES, Triangle
 from stsbp_spec.networks.graph import Projection
 from stsbp_spec.networks.ops import PSP, Conv2d, batchnorm
@@ -75,6 +76,27 @@ def _scale_of_all_steps(
         scale = loss.constants(psp, len(s), batch or s.shape[1])["scale"]
         padding = padding | {"scale": np.full_like(padding["scale"], scale)}
     return correct(loss, psp, s, targets, batch, padding)
+
+
+def _penalty(change: Callable[[RatePenalty, UInt8, int], RatePenalty]) -> type[NumpyBackend]:
+    """Another penalty, from the penalty, the spikes and the number of samples."""
+    return method(
+        rate_penalty=lambda correct, penalty, s, batch, *args: correct(change(penalty, s, batch), s, batch, *args)
+    )
+
+
+def _penalty_of_other_steps(
+    correct: Change, penalty: RatePenalty, s: UInt8, batch: int, inside: Any = None, of_lengths: Any = None
+) -> Any:
+    if of_lengths is not None:
+        numbers = penalty.constants(math.prod(s.shape[2:]), len(s), batch)
+        of_lengths = {name: np.full_like(x, numbers[name]) for name, x in of_lengths.items()}
+    return correct(penalty, s, batch, inside, of_lengths)
+
+
+def _penalties_exchanged(correct: Change, *arguments: Any, rate_penalty: Any = None, **options: Any) -> Any:
+    names, penalties = [*(rate_penalty or {})], [*(rate_penalty or {}).values()]
+    return correct(*arguments, rate_penalty=dict(zip(names, penalties[::-1], strict=True)), **options)
 
 
 def _zeroed(x: AnyArray, at: int | slice) -> AnyArray:
@@ -240,6 +262,32 @@ FAULTS = (
     Fault("RateOfAllSteps",
           "The spike count loss of a sample that ends early divides by the number of steps of the batch.",
           loss(SpikeCount, _scale_of_all_steps)),
+    Fault("PenaltyByT", "The error of a rate penalty is divided by the number of steps only once.",
+          _penalty(lambda penalty, s, batch: replace(penalty, weight=penalty.weight * len(s)))),
+    Fault("PenaltyOfThePart", "The rate penalty is divided by the samples of a part, not of the batch.",
+          method(rate_penalty=lambda correct, penalty, s, batch, *args: correct(penalty, s, s.shape[1], *args))),
+    Fault("PenaltyOfAllNeurons", "The rate penalty is a sum over the neurons of a layer instead of a mean.",
+          _penalty(lambda penalty, s, batch: replace(penalty, weight=penalty.weight * math.prod(s.shape[2:])))),
+    Fault("PenaltyCountsPadding", "Spikes at padded steps count in the rate penalty.",
+          method(spike_counts=lambda correct, s, inside=None: correct(s))),
+    Fault("PenaltyOfAllSteps", "The rate penalty of a sample that ends early divides by the steps of the batch.",
+          method(rate_penalty=_penalty_of_other_steps)),
+    Fault("PenaltyAtPadding", "The error of the rate penalty also reaches padded steps.",
+          method(with_rate_penalty=lambda correct, error, of_penalty, inside=None: correct(error, of_penalty))),
+    Fault("PenaltyTwice", "The error of the rate penalty is added twice.",
+          method(with_rate_penalty=lambda correct, error, *args: correct(correct(error, *args), *args))),
+    Fault("PenaltyOfAnotherLayer", "Layers get the rate penalties of each other.",
+          method(value_and_grad=_penalties_exchanged, trainer=_penalties_exchanged)),
+    Fault("PenaltyOnBothSides", "The rate penalty also holds for neurons below the target.",
+          equation("rate_penalty", where=lambda x: x.args[1])),
+    Fault("PenaltyInTheLoss", "The reported loss contains the rate penalty.",
+          method(value_and_grad=lambda correct, *args, **options: (
+              lambda result: replace(result, loss=result.loss + sum(result.penalties.values())))(
+                  correct(*args, **options)))),
+    Fault("FusedPenalty", "The product of a rate penalty is fused with the subtraction of the target.",
+          equation("rate_penalty", mul=lambda x: (
+              node("fma", variable("scale"), variable("n"), -(variable("scale") * variable("limit")))
+              if x.args[0].name == "scale" else None))),
     Fault("CountsPaddedSteps", "Spikes at padded steps count in the spike rates.",
           method(mask_steps=lambda correct, x, inside: x)),
     Fault("StatesLost", "A network that runs step by step begins each step at rest.",

@@ -10,12 +10,14 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
 from stsbp_spec.models.losses import Hamming, Loss, SpikeCount, VanRossum
 from stsbp_spec.models.neurons import ALIF, IF, LIF
 from stsbp_spec.models.neurons.plif import PLIF
+from stsbp_spec.models.rate_penalty import RatePenalty
 from stsbp_spec.models.surrogates import Arctan, FastSigmoid, Logistic, Rectangle, Surrogate, Triangle
 from stsbp_spec.networks.graph import BoundNode, Input, Network, Neurons, Op, Weighted
 from stsbp_spec.networks.ops import (
@@ -385,9 +387,14 @@ class Literal:
         return total / self.number(2 * batch)
 
     def backward(
-        self, loss: Loss, weights: dict[str, AnyArray], run: LiteralRun, targets: list[AnyArray]
+        self,
+        loss: Loss,
+        weights: dict[str, AnyArray],
+        run: LiteralRun,
+        targets: list[AnyArray],
+        penalties: Mapping[str, RatePenalty] = MappingProxyType({}),
     ) -> dict[str, AnyArray]:
-        """The backward pass, lines 11-31: gradients of the mean loss by name."""
+        """The backward pass, lines 11-31: gradients of the mean loss by name, with rate penalties by population."""
         graph = self.graph
         errors = {graph.nodes[-1].name: self._at_output(loss, run, targets)}
         recurrent = {name for names in graph.recurrent.values() for name in names}
@@ -397,6 +404,9 @@ class Literal:
             if node.name in recurrent or isinstance(node.op, Input):
                 continue
             grad_output = errors.pop(node.name)
+            if node.name in penalties:
+                of_penalty = self._penalty_error(penalties[node.name], run.values[node.name])
+                grad_output = [d + of_penalty for d in grad_output]
             if isinstance(node.op, Neurons):
                 grad_potentials = self._neurons_adjoint(bound_node, weights, run, grad_output, gradients)
                 grad_inputs = [grad_potentials] * len(node.inputs)
@@ -432,6 +442,20 @@ class Literal:
                     error if previous is None else [x + y for x, y in zip(previous, error, strict=True)]
                 )
         return gradients
+
+    def penalty(self, penalty: RatePenalty, o: list[AnyArray]) -> Any:
+        """The rate penalty of a population with the spikes `o` of each step, in the number type."""
+        excess = self._excess(penalty, o)
+        return self.number(penalty.weight) * (excess * excess).sum() / self.number(excess.size)
+
+    def _penalty_error(self, penalty: RatePenalty, o: list[AnyArray]) -> AnyArray:
+        """The derivative of the penalty with respect to the spike of any step."""
+        excess, steps = self._excess(penalty, o), self.number(len(o))
+        return excess * self.number(2) * self.number(penalty.weight) / (self.number(excess.size) * steps)
+
+    def _excess(self, penalty: RatePenalty, o: list[AnyArray]) -> AnyArray:
+        rates = sum(o[1:], o[0]) / self.number(len(o)) - self.number(penalty.target)
+        return np.where(rates > self.number(0), rates, self.number(0))
 
     def _at_output(self, loss: Loss, run: LiteralRun, targets: list[AnyArray]) -> list[AnyArray]:
         """`dL/do` of the output."""

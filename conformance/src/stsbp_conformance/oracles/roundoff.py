@@ -32,6 +32,7 @@ from stsbp_spec.equations.assembly import NeuronEquations, neuron_equations
 from stsbp_spec.equations.expressions import Expr, Recurrence, ordered
 from stsbp_spec.models.losses import Hamming, Loss, SpikeCount, VanRossum
 from stsbp_spec.models.neurons import LIF, NeuronModel
+from stsbp_spec.models.rate_penalty import RatePenalty
 from stsbp_spec.models.surrogates import Arctan, FastSigmoid, Logistic, Rectangle, Surrogate, Triangle
 from stsbp_spec.models.surrogates import equation as surrogate_equation
 from stsbp_spec.networks.graph import BoundNode, Input, Network, Neurons, Projection, Weighted
@@ -680,6 +681,16 @@ def loss_error(loss: Loss, psp: PSP, s: UInt8, targets: UInt8) -> Near:
     return _stack(errors[::-1])
 
 
+def penalty_error(penalty: RatePenalty, s: UInt8) -> Near:
+    """The error of a rate penalty at every step of the spikes `s`, `[T, B, ...]`."""
+    steps, counts = len(s), exact(s.sum(axis=0, dtype=np.float64))
+    excess = _add(counts, _negative(_constant(penalty.target * steps)))
+    # Nothing below the limit counts. This changes no two numbers by more than their distance.
+    positive = replace(excess, value=np.maximum(excess.value, 0))
+    error = _snap(_multiply(_constant(2 * penalty.weight / (steps * steps * counts.value.size)), positive))
+    return error.apply(lambda x: np.repeat(x[None], steps, axis=0))
+
+
 # Batch normalisation.
 
 
@@ -807,6 +818,7 @@ def gradients(
     *,
     potentials: Potentials = "float32",
     dropout: tuple[int, int] | None = None,
+    penalties: Mapping[str, Near] = MappingProxyType({}),
 ) -> dict[str, Near]:
     """Gradients of all parameters in float64, and bounds of the distance of any backend's `fast` gradients to them.
 
@@ -819,8 +831,9 @@ def gradients(
         error: `dL/do` of the output: `loss_error`, or `exact` values.
         potentials: which potentials the float64 gradients use. With `float64`, only the spikes of `layers` are used.
         dropout: `(seed, step)` of the masks that the forward pass used.
+        penalties: errors of rate penalties by the names of populations (`penalty_error`).
     """
-    return _forward(network, wq, inputs, layers, potentials, dropout).backward(error)
+    return _forward(network, wq, inputs, layers, potentials, dropout).backward(error, penalties)
 
 
 def membrane_potentials(
@@ -976,7 +989,7 @@ class _NetworkAnalysis:
             name: exact(x) for name, x in learned_inputs.items()
         }
 
-    def backward(self, error: Near) -> dict[str, Near]:
+    def backward(self, error: Near, penalties: Mapping[str, Near] = MappingProxyType({})) -> dict[str, Near]:
         """Gradients by name. If several nodes read an output, their errors are added in the order of the nodes."""
         pending, grads = {self.graph.nodes[-1].name: [error]}, dict[str, Near]()
         trained = self._trained()
@@ -986,6 +999,8 @@ class _NetworkAnalysis:
             if not errors or isinstance(op, Input):
                 continue
             d = reduce(_add, reversed(errors))
+            if node.name in penalties:
+                d = _add(d, penalties[node.name])
             edges = [edge for edge in node.inputs if edge.source not in self.recurrent]
             grad_inputs: Sequence[Near | None]
             if isinstance(op, Neurons):

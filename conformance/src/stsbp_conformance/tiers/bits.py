@@ -6,9 +6,12 @@ reach the threshold exactly, which reveals `>`. Some inputs fall silent, and the
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 from stsbp_spec.engine.backend import AbstractBackend
 from stsbp_spec.models.neurons import LIF, PLIF, Readout
+from stsbp_spec.models.rate_penalty import RatePenalty
 from stsbp_spec.networks.ops import PSP
 from stsbp_spec.networks.spec import NetworkSpec
 
@@ -465,6 +468,27 @@ LENGTHS = NetworkCase(
     lengths=(9, 2, 6),
 )
 """Only used by the tiers of errors and updates, because states continue through padded steps."""
+
+_PENALTY = RatePenalty(0.1, 20.0)
+
+
+def _penalised(case: NetworkCase, **penalties: RatePenalty) -> NetworkCase:
+    """A case with penalties on the rates of all layers, or of these only."""
+    named = penalties or {block.name: _PENALTY for block in case.network.blocks if block.neuron.makes_spikes}
+    return replace(case, id=f"rate penalty: {case.id}", rate_penalty=tuple(named.items()))
+
+
+PENALISED_LENGTHS = _penalised(
+    replace(LENGTHS, network=NetworkSpec.parse("7d0.25-8", input_shape=(11,), outputs=4, neuron=LIF(3, 5 / 3, 0.4)))
+)
+PENALISED = (
+    # A target below every rate, one that some neurons exceed, and one that no neuron exceeds.
+    _penalised(SMALL[0], conv1=RatePenalty(0.0, 5.0), conv2=RatePenalty(1 / 3, 50.0), linear3=RatePenalty(0.99, 1e6)),
+    _penalised(RECURRENT),
+    _penalised(CONCATENATED),
+    PENALISED_LENGTHS,
+)
+"""Networks with rate penalties: fused layers, recurrence and delays, several readers of a layer, padded samples."""
 
 READOUT = NetworkCase(
     "a readout after LIF neurons",

@@ -1,4 +1,5 @@
-"""Tier 5 for elementwise pairs: neurons with their filter, filters alone, errors of losses, and AdamW.
+"""Tier 5 for elementwise pairs: neurons with their filter, filters alone, errors of losses and rate
+penalties, and updates.
 
 A case computes the results of a pair, by name. The suite compares them bit for bit with those of the numpy reference.
 `stsbp_conformance.hashes` compares the SHA-256 of those of the stored cases with the hashes of an earlier time. Inputs
@@ -20,6 +21,7 @@ from stsbp_spec.engine.backend import AbstractBackend
 from stsbp_spec.models.losses import LOSSES
 from stsbp_spec.models.neurons import LIF
 from stsbp_spec.models.optim import SGD, Adam, AdamW, Optimizer
+from stsbp_spec.models.rate_penalty import RatePenalty, constants_of_lengths
 from stsbp_spec.models.surrogates import SURROGATES, Arctan, FastSigmoid, Logistic, Rectangle, Surrogate, Triangle
 from stsbp_spec.networks.ops import IDENTITY, PSP, Filter
 from stsbp_spec.typing import AnyArray, Float32, Shape, UInt8
@@ -237,6 +239,31 @@ def _loss_case(loss: str, name: str, seed: int) -> PairCase:
     return PairCase(f"error of {loss}, tau_s {name}", compute, quick=name == "5/3")
 
 
+def _penalty_case(name: str, penalty: RatePenalty, seed: int, *, of_lengths: bool) -> PairCase:
+    """The error of a rate penalty, the squares that are reported, and the sum with errors of the layer's readers."""
+
+    def compute(backend: AbstractBackend) -> Results:
+        steps, batch, shape = 330, 3, (2, 7, 3)
+        s = spikes((steps, batch, *shape), 0.4, seed)
+        s[:, :, 0, :2], s[:, :, 0, 2], s[3:, 0] = 0, 1, 0
+        error = bell(s.shape, seed + 1)
+        inside, constants = None, None
+        if of_lengths:
+            lengths = np.array([330, 7, 101])
+            inside = backend.asarray((np.arange(steps)[:, None] < lengths).astype(np.uint8))
+            numbers = constants_of_lengths((("layer", penalty),), {"layer": shape}, lengths, batch)["layer"]
+            constants = {key: backend.asarray(x) for key, x in numbers.items()}
+        of_penalty, units = backend.rate_penalty(penalty, backend.asarray(s), 2 * batch, inside, constants)
+        total = backend.with_rate_penalty(backend.asarray(error), of_penalty, inside)
+        return {
+            "dL/do": backend.numpy(of_penalty),
+            "squares": backend.numpy(units),
+            "dL/do with errors": backend.numpy(total),
+        }
+
+    return PairCase(f"rate penalty, {name}", compute, quick=True)
+
+
 _UPDATES: dict[str, tuple[Optimizer, int, float]] = {
     "AdamW, plain": (AdamW(), 0, 1.0),
     "AdamW, decay, clipping": (AdamW(lr=0.01, weight_decay=0.1), 3, 0.37),
@@ -295,6 +322,8 @@ CASES = (
         for j, name in enumerate(("5/3", "5"))
     ),
     *(_update_case(name, 560 + 4 * i) for i, name in enumerate(_UPDATES)),
+    _penalty_case("target 0.37", RatePenalty(0.37, 3.0), 620, of_lengths=False),
+    _penalty_case("target 1/3, lengths", RatePenalty(1 / 3, 1e4), 624, of_lengths=True),
     *(_filter_case(id, psp, inputs, stored=False) for id, (psp, inputs) in _OTHER_FILTERS.items()),
 )
 """All cases."""

@@ -61,7 +61,9 @@ def float64_gradients(case: NetworkCase, loss: str | None) -> dict[str, Float64]
         recorded[block.population] = potentials, spikes, thresholds
     run = literal.forward(weights, frames, recorded)
     if loss is not None:
-        return literal.backward(LOSSES[loss], weights, run, [literal.array(x) for x in targets])
+        populations = {block.name: block.population for block in network.blocks}
+        penalties = {populations[layer]: penalty for layer, penalty in case.rate_penalty}
+        return literal.backward(LOSSES[loss], weights, run, [literal.array(x) for x in targets], penalties)
     # The error of the Hamming distance is (o - target) / B. These "targets" make it equal to the required error.
     cotangent = case.cotangents().astype(np.float64)
     return literal.backward(Hamming(), weights, run, list(np.stack([*run.o.values()][-1]) - case.batch * cotangent))
@@ -103,7 +105,14 @@ def analysed(case: NetworkCase, loss: str | None, potentials: Potentials, dropou
     else:
         output = layers[network.blocks[-1].name].spikes
         error = roundoff.loss_error(LOSSES[loss], network.output_psp, output, targets)
-    return roundoff.gradients(network, _grids(case), inputs, layers, error, potentials=potentials, dropout=dropout)
+    populations = {block.name: block.population for block in network.blocks}
+    penalties = {
+        populations[layer]: roundoff.penalty_error(penalty, layers[layer].spikes)
+        for layer, penalty in (case.rate_penalty if loss is not None else ())
+    }
+    return roundoff.gradients(
+        network, _grids(case), inputs, layers, error, potentials=potentials, dropout=dropout, penalties=penalties
+    )
 
 
 @cache
@@ -124,7 +133,12 @@ def computed(
     network, (inputs, *_) = case.network, reference.data(case)
     if loss is not None:
         result = backend.value_and_grad(
-            network, LOSSES[loss], reference.weights(case), reference.data(case), dropout=dropout
+            network,
+            LOSSES[loss],
+            reference.weights(case),
+            reference.data(case),
+            dropout=dropout,
+            rate_penalty=dict(case.rate_penalty),
         )
         return dict(result.gradients)
     native = {name: backend.asarray(x) for name, x in reference.weights(case).items()}
@@ -203,6 +217,11 @@ CHECKS = (
     _check(bits.CONCATENATED, quick=True),
     _check(bits.CONCATENATED, "van-rossum", quick=False, dropout=(3, 5)),
     _check(bits.CONCATENATED_DIRECT, "hamming", quick=True),
+    *(
+        _check(case, loss, quick=number == 0, potentials=potentials, dropout=None if number else (3, 5))
+        for number, (case, loss) in enumerate(zip(bits.PENALISED[:3], LOSSES, strict=True))
+        for potentials in ("float32", "float64")
+    ),
     *(_check(bits.RECURRENT_DIRECT, quick=False, potentials=kind) for kind in ("float32", "float64")),
     *(
         _check(case, loss, quick=True, potentials=potentials)

@@ -2,8 +2,8 @@
 
 These cases contain every part of a step that depends on the whole batch: dropout masks, the factor 1/B, error grids,
 learned parameters, statistics of batch normalisation, clipping by the norm, and the reported values. They also contain
-the grids of a recurrence, which do not depend on the batch. Slices are even, uneven and empty. Processes are real ones
-(process.py), connected by the backend's own means.
+the grids of a recurrence and rate penalties, which do not depend on the batch. Slices are even, uneven and empty.
+Processes are real ones (process.py), connected by the backend's own means.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from stsbp_spec.registry import installed_backends, load_backend
 from stsbp_conformance import process, reference
 from stsbp_conformance.cases import NetworkCase
 from stsbp_conformance.check import Check, Compared, Unavailable, Verdict
-from stsbp_conformance.process import CASES, NORMALISED, RECURRENT, UPDATES
-from stsbp_conformance.tiers.bits import CONCATENATED, GEOMETRY, LENGTHS, NORMALISED_DIRECT
+from stsbp_conformance.process import CASES, NORMALISED, PENALISED, RECURRENT, UPDATES
+from stsbp_conformance.tiers.bits import CONCATENATED, GEOMETRY, LENGTHS, NORMALISED_DIRECT, PENALISED_LENGTHS
 from stsbp_conformance.tiers.reproducible import OPTIMIZER
 
 __all__ = ["BEFORE", "CASES", "CHECKS", "UPDATES"]
@@ -42,17 +42,24 @@ def _micro_batches(case: NetworkCase, size: int) -> Check:
     def run(backend: AbstractBackend) -> Verdict:
         compared = Compared()
         trainer = backend.trainer(
-            case.network, LOSSES[UPDATES[case.id]], OPTIMIZER, precision="reproducible", seed=7, micro_batch=size
+            case.network,
+            LOSSES[UPDATES[case.id]],
+            OPTIMIZER,
+            precision="reproducible",
+            seed=7,
+            micro_batch=size,
+            rate_penalty=dict(case.rate_penalty),
         )
         trained = process.Trained.of(*reference.train(trainer, case, 3))
         _compare(compared, f"micro-batches of {size}", trained, _in_one_batch(case, 3))
         return compared.verdict()
 
-    return Check(8, f"{case.id} in micro-batches of {size}", run, quick=(case, size) == (NORMALISED, 3))
+    quick = (case in (NORMALISED, PENALISED) and size == 3) or case is PENALISED_LENGTHS
+    return Check(8, f"{case.id} in micro-batches of {size}", run, quick=quick)
 
 
 def _processes(size: int, updates: int, *, quick: bool) -> Check:
-    cases = [case for case in CASES if not quick or case == NORMALISED]
+    cases = [case for case in CASES if not quick or case in (NORMALISED, PENALISED)]
 
     def run(backend: AbstractBackend) -> Verdict:
         # Processes open a backend by its name.
@@ -74,7 +81,8 @@ def _processes(size: int, updates: int, *, quick: bool) -> Check:
 
 _IN_MICRO_BATCHES = (
     (CASES[0], 3), (CASES[0], 1), (CASES[1], 1), (LENGTHS, 2), (NORMALISED, 3), (NORMALISED, 1), (NORMALISED_DIRECT, 1),
-    (RECURRENT, 3), (RECURRENT, 1), (GEOMETRY, 2), (CONCATENATED, 2),
+    (RECURRENT, 3), (RECURRENT, 1), (GEOMETRY, 2), (CONCATENATED, 2), (PENALISED, 3), (PENALISED, 1),
+    (PENALISED_LENGTHS, 2),
 )  # fmt: skip
 
 CHECKS = (

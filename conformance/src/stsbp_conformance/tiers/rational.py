@@ -7,6 +7,7 @@ filters before the weights, and the backends after them, so the two share neithe
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import cache
@@ -17,6 +18,7 @@ from stsbp_spec.contract.random import Stream, bits
 from stsbp_spec.engine.backend import AbstractBackend, Batch
 from stsbp_spec.models.losses import LOSSES
 from stsbp_spec.models.neurons import ALIF, IF, LIF, PLIF, NeuronModel
+from stsbp_spec.models.rate_penalty import RatePenalty
 from stsbp_spec.models.surrogates import Rectangle, Triangle
 from stsbp_spec.networks.ops import PSP
 from stsbp_spec.networks.spec import NetworkSpec
@@ -26,12 +28,12 @@ from stsbp_conformance.cases import spikes
 from stsbp_conformance.check import Check, Compared, Mismatch, Verdict
 from stsbp_conformance.oracles.literal import Literal, LiteralRun
 
-__all__ = ["CASES", "CHECKS", "Oracle", "RationalCase", "compare", "oracle"]
+__all__ = ["CASES", "CHECKS", "PENALISED_CASES", "Oracle", "RationalCase", "compare", "oracle"]
 
 
 @dataclass(frozen=True)
 class RationalCase:
-    """A dyadic network, its loss, and the seed of its weights, inputs and targets."""
+    """A dyadic network, its loss, and the seed of its weights, inputs and targets. `target`: that of rate penalties."""
 
     id: str
     network: NetworkSpec
@@ -39,6 +41,15 @@ class RationalCase:
     steps: int
     batch: int
     seed: int
+    target: float | None = None
+
+    @property
+    def rate_penalty(self) -> dict[str, RatePenalty]:
+        """Penalties of all layers on rates above `target`. Their weights make all factors powers of two."""
+        if self.target is None:
+            return {}
+        sizes = {block.name: math.prod(block.output_shape) for block in self.network.blocks}
+        return {name: RatePenalty(self.target, size) for name, size in sizes.items()}
 
     def weights(self) -> dict[str, Float32]:
         """Multiples of 1/4 from -3/4 to 3/4."""
@@ -74,6 +85,7 @@ class Oracle:
     run: LiteralRun
     loss: Fraction
     gradients: dict[str, AnyArray]
+    penalties: dict[str, Fraction]
 
 
 @cache
@@ -86,8 +98,17 @@ def oracle(case: RationalCase) -> Oracle:
     frames = [literal.array(x / scale) for x in ([inputs] * case.steps if scale > 1 else inputs)]
     trains = [literal.array(x) for x in targets]
     run = literal.forward(weights, frames)
-    loss = LOSSES[case.loss]
-    return Oracle(run, literal.loss(loss, run, trains), literal.backward(loss, weights, run, trains))
+    loss, populations = LOSSES[case.loss], {block.name: block.population for block in case.network.blocks}
+    penalties = {populations[layer]: penalty for layer, penalty in case.rate_penalty.items()}
+    return Oracle(
+        run,
+        literal.loss(loss, run, trains),
+        literal.backward(loss, weights, run, trains, penalties),
+        {
+            layer: literal.penalty(penalty, run.values[populations[layer]])
+            for layer, penalty in case.rate_penalty.items()
+        },
+    )
 
 
 def compare(compared: Compared, label: str, got: AnyArray, expected: AnyArray) -> None:
@@ -114,10 +135,12 @@ def _check(case: RationalCase, *, quick: bool) -> Check:
             compare(compared, f"{block.name}: membrane potentials", layers[block.name].potentials, np.stack(u))
             compared.unsigned(f"{block.name}: membrane potentials", layers[block.name].potentials)
             compare(compared, f"{block.name}: spikes", layers[block.name].spikes, np.stack(o))
-        result = backend.value_and_grad(case.network, LOSSES[case.loss], weights, batch)
+        result = backend.value_and_grad(case.network, LOSSES[case.loss], weights, batch, rate_penalty=case.rate_penalty)
         # The literal loss is half the Hamming distance, so that its gradient is the error of the spec.
         loss = expected.loss * 2 if case.loss == "hamming" else expected.loss
         compared.same("loss", Fraction(result.loss), loss)
+        penalties = {layer: Fraction(penalty) for layer, penalty in result.penalties.items()}
+        compared.same("rate penalties", penalties, expected.penalties)
         for name, gradient in expected.gradients.items():
             compare(compared, f"{name}: gradient", result.gradients[name], gradient)
             compared.unsigned(f"{name}: gradient", result.gradients[name])
@@ -257,5 +280,21 @@ CASES = tuple(
     for loss, (steps, seed) in chosen.items()
 )
 
+_PENALISED = (
+    ("rectangle", "van-rossum", 4, 16, 0.25),
+    ("convolution, pooling", "hamming", 2, 5, 0.25),
+    ("recurrence", "spike-count", 4, 12, 0.25),
+    ("concatenation", "van-rossum", 2, 7, 0.25),
+    ("PLIF", "van-rossum", 4, 2, 0.25),
+)
+PENALISED_CASES = tuple(
+    RationalCase(f"rate penalty, {name}, T={steps}, {loss}", _NETWORKS[name], loss, steps, 2, seed, target)
+    for name, loss, steps, seed, target in _PENALISED
+)
+"""The same with rate penalties."""
+
 # Networks and losses rotate, so that each network and each loss is in a third of the quick checks.
-CHECKS = tuple(_check(case, quick=number % 3 == number // 3 % 3) for number, case in enumerate(CASES))
+CHECKS = (
+    *(_check(case, quick=number % 3 == number // 3 % 3) for number, case in enumerate(CASES)),
+    *(_check(case, quick=number < 3) for number, case in enumerate(PENALISED_CASES)),
+)

@@ -87,9 +87,11 @@ def _gradient_check(case: NetworkCase, loss: str, dropout: tuple[int, int] | Non
             reference.data(case),
             precision="reproducible",
             dropout=dropout,
+            rate_penalty=dict(case.rate_penalty),
         )
         compared = Compared()
         compared.same("loss", got.loss, expected.loss)
+        compared.same("rate penalties", [*got.penalties.items()], [*expected.penalties.items()])
         compared.equal("output spikes", got.spikes, expected.spikes)
         compared.same("layers", list(got.gradients), list(expected.gradients))
         for name, gradient in expected.gradients.items():
@@ -115,7 +117,14 @@ def _training_check(
     def run(backend: AbstractBackend) -> Verdict:
         expected, results = reference.trained(case, loss, optimizer, 20, frozen)
         trainer = backend.trainer(
-            case.network, LOSSES[loss], optimizer, precision="reproducible", seed=7, memory=memory, frozen=frozen
+            case.network,
+            LOSSES[loss],
+            optimizer,
+            precision="reproducible",
+            seed=7,
+            memory=memory,
+            frozen=frozen,
+            rate_penalty=dict(case.rate_penalty),
         )
         got, got_results = reference.train(trainer, case, 20)
         compared = Compared()
@@ -123,6 +132,7 @@ def _training_check(
         compared.same("gradient norms", [r.gradient_norm for r in got_results], [r.gradient_norm for r in results])
         compared.same("zeroed errors", [r.zeroed for r in got_results], [r.zeroed for r in results])
         compared.same("spike rates", [r.rates for r in got_results], [r.rates for r in results])
+        compared.same("rate penalties", [r.penalties for r in got_results], [r.penalties for r in results])
         for name, x in expected.items():
             compared.same_bytes(name, got[name], x)
         compared.same("SHA-256 of the weights", reference.checksum(got), reference.checksum(expected))
@@ -169,6 +179,11 @@ CHECKS = (
     _gradient_check(bits.FLOOR, "hamming", None, quick=True),
     _gradient_check(bits.ONE_STEP, "spike-count", None, quick=True),
     *(_gradient_check(case, "van-rossum", None, quick=False) for case in bits.NMNIST),
+    *(
+        _gradient_check(case, loss, dropout, quick=dropout is None or case is bits.PENALISED_LENGTHS)
+        for case, loss in zip(bits.PENALISED, ("van-rossum", "hamming", "spike-count", "van-rossum"), strict=True)
+        for dropout in (None, (3, 5))
+    ),
     _gradient_check(NMNIST, "hamming", (1, 0), quick=False),
     _gradient_check(CIFAR10, "van-rossum", (1, 0), quick=False),
     _gradient_check(bits.CIFAR10, "van-rossum", None, quick=False),
@@ -190,6 +205,11 @@ CHECKS = (
     *(_training_check(SMALL[0], "hamming", quick=True, memory="low", optimizer=other) for other in OTHER_OPTIMIZERS),
     _training_check(bits.LEARNED, "hamming", quick=True, optimizer=OTHER_OPTIMIZERS[1], frozen=_SOME_LEARNED),
     _training_check(bits.NORMALISED, "van-rossum", quick=True, frozen=_FIRST_NORMALISED),
+    *(
+        _training_check(case, "van-rossum", quick=(memory == "low") == (case is bits.PENALISED[0]), memory=memory)
+        for case in bits.PENALISED
+        for memory in ("full", "low")
+    ),
     _training_check(NMNIST, "van-rossum", quick=False),
     _training_check(REAL, "van-rossum", quick=False),
     _training_check(CIFAR10, "hamming", quick=False),
