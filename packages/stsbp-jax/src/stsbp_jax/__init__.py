@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from stsbp_jax.contract.random import keep_mask
     from stsbp_jax.models.losses import distance
     from stsbp_jax.models.neurons.lif import lif
+    from stsbp_jax.models.rate_penalty import rate_penalty
     from stsbp_jax.network import Output, apply, clip_to_domain, snap_weights
     from stsbp_jax.ops.avgpool2d import avgpool2d
     from stsbp_jax.ops.conv2d import conv2d
@@ -31,12 +32,13 @@ __version__ = version("stsbp-jax")
 __all__ = [
     "ALIF", "IF", "LIF", "PLIF", "PSP", "Hamming", "JaxBackend", "NetworkSpec", "Output", "SpikeCount", "VanRossum",
     "apply", "avgpool2d", "clip_to_domain", "conv2d", "distance", "flatten", "initial_weights", "keep_mask", "lif",
-    "linear", "maxpool2d", "psp", "snap_weights", "upsample2d",
+    "linear", "maxpool2d", "psp", "rate_penalty", "snap_weights", "upsample2d",
 ]  # fmt: skip
 
 _HOMES = {
     "stsbp_jax.backend": ("JaxBackend",),
     "stsbp_jax.models.losses": ("distance",),
+    "stsbp_jax.models.rate_penalty": ("rate_penalty",),
     "stsbp_jax.network": ("Output", "apply", "clip_to_domain", "snap_weights"),
     "stsbp_jax.models.neurons.lif": ("lif",),
     "stsbp_jax.contract.random": ("keep_mask",),

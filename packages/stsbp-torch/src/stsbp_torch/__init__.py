@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from stsbp_spec import PSP, Hamming, NetworkSpec, SpikeCount, VanRossum
 
     from stsbp_torch.backend import TorchBackend
-    from stsbp_torch.models.losses import spike_loss
+    from stsbp_torch.models.losses import rate_penalty, spike_loss
     from stsbp_torch.nn import (
         ALIF,
         IF,
@@ -33,13 +33,13 @@ __version__ = version("stsbp-torch")
 __all__ = [
     "ALIF", "IF", "LIF", "PLIF", "PSP", "Hamming", "Network", "NetworkSpec", "Neurons", "Sequential", "SpikeCount",
     "SpikingAvgPool2d", "SpikingConv2d", "SpikingGlobalAvgPool", "SpikingLinear", "SpikingMaxPool2d",
-    "SpikingUpsample2d", "TorchBackend", "VanRossum", "__version__", "spike_loss",
+    "SpikingUpsample2d", "TorchBackend", "VanRossum", "__version__", "rate_penalty", "spike_loss",
 ]  # fmt: skip
 
 _HOMES = {
     "stsbp_spec": ("PSP", "Hamming", "NetworkSpec", "SpikeCount", "VanRossum"),
     "stsbp_torch.backend": ("TorchBackend",),
-    "stsbp_torch.models.losses": ("spike_loss",),
+    "stsbp_torch.models.losses": ("rate_penalty", "spike_loss"),
 }
 _HOME = {name: module for module, names in _HOMES.items() for name in names}
 

@@ -20,7 +20,7 @@ from stsbp_jax.engine.checks import check_array, on_grid
 from stsbp_jax.engine.compiling import as_one, pair
 from stsbp_jax.models.losses import hamming, spike_count, van_rossum
 
-__all__ = ["distance"]
+__all__ = ["checked_lengths", "distance"]
 
 _MODULES: dict[type[Loss], Any] = {VanRossum: van_rossum, Hamming: hamming, SpikeCount: spike_count}
 
@@ -51,12 +51,13 @@ def distance(loss: Loss, psp: PSP, s: ArrayLike, targets: ArrayLike, lengths: Ar
             f"spikes and targets must be [T, B, N], got {shapes[0]} and {shapes[1]}{swapped_axes(*shapes)}"
         )
     if lengths is not None:
-        lengths = _checked_lengths(lengths, *np.shape(s)[1::-1])
+        lengths = checked_lengths(lengths, *np.shape(s)[1::-1])
     value: Array = _mean(loss, psp, on_grid("distance", s, 0, 1), on_grid("distance", targets, 0, 1), lengths)
     return value
 
 
-def _checked_lengths(lengths: ArrayLike, batch: int, steps: int) -> ArrayLike:
+def checked_lengths(lengths: ArrayLike, batch: int, steps: int) -> ArrayLike:
+    """`lengths`, `[B]`. Raises `ShapeError` if they do not fit; values of traced lengths are not checked."""
     if not isinstance(lengths, jax.core.Tracer):
         lengths = np.asarray(lengths)
         check_lengths(lengths, batch, steps)
