@@ -26,7 +26,7 @@ from stsbp_spec.reference.backend import NumpyBackend
 from stsbp_spec.registry import load_backend
 
 QUICK = [case for case in CASES if case.quick]
-_KINDS = ("neuron", "synaptic", "error", "AdamW", "Adam", "SGD")
+_KINDS = ("neuron", "synaptic", "error", "AdamW", "Adam", "SGD", "rate")
 SINGLE = [case for case in CASES if case.id.split()[0].strip(",") in _KINDS]
 UPDATES = [case for case in CASES if case.id.startswith("updates")]
 NETWORKS = [case for case in CASES if case not in SINGLE and case not in UPDATES]

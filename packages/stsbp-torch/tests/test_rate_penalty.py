@@ -43,7 +43,8 @@ def test_value_and_gradient_against_autograd_in_float64(shape: tuple[int, ...], 
     expected = 7 * (excess**2).mean()
     (expected * 3).backward()  # type: ignore[no-untyped-call]
     assert float(value.detach()) == pytest.approx(float(expected.detach()), rel=1e-6)
-    assert spikes.grad is not None and wide.grad is not None
+    assert spikes.grad is not None
+    assert wide.grad is not None
     assert torch.count_nonzero(spikes.grad) > 0.2 * spikes.grad.numel()
     torch.testing.assert_close(spikes.grad.double(), wide.grad, rtol=2e-6, atol=0)
 
@@ -76,9 +77,11 @@ def test_a_network_in_a_loop_has_the_gradients_of_the_trainer(lengths: Any) -> N
     (loss + sum(values.values())).backward()
     for name, gradient in expected.gradients.items():
         got = _parameter(parameters, name).grad
-        assert got is not None and np.array_equal(got.numpy(), gradient), name
+        assert got is not None
+        assert np.array_equal(got.numpy(), gradient), name
     for name, penalty in expected.penalties.items():
-        assert penalty > 0 and float(values[name].detach()) == pytest.approx(penalty, rel=1e-5)
+        assert penalty > 0
+        assert float(values[name].detach()) == pytest.approx(penalty, rel=1e-5)
 
 
 def _parameter(parameters: dict[str, Any], name: str) -> Any:
@@ -107,7 +110,8 @@ def test_compiled_and_mapped() -> None:
     compiled: Callable[[torch.Tensor], torch.Tensor] = torch.compile(penalty, backend="aot_eager", fullgraph=True)
     x = spikes[0].clone().requires_grad_()
     compiled(x).backward()  # type: ignore[no-untyped-call]
-    assert x.grad is not None and torch.equal(x.grad, expected[0])
+    assert x.grad is not None
+    assert torch.equal(x.grad, expected[0])
 
 
 def test_wrong_arguments() -> None:
