@@ -293,10 +293,10 @@ def _network_cases() -> Iterable[Case]:
     case = NetworkCase("concatenations", concatenated, 8, 3, gain=3.0, density=0.3, seed=135)
     yield _network(case, "van-rossum")
     penalties = tuple((block.name, RatePenalty(0.1, 20.0)) for block in small.blocks)
-    case = NetworkCase("rate penalty, small network", small, 8, 3, gain=2.5, density=0.2, seed=141)
+    case = NetworkCase("penalised small network", small, 8, 3, gain=2.5, density=0.2, seed=141)
     yield _network(replace(case, rate_penalty=penalties), "van-rossum", quick=True)
     penalties = tuple((block.name, RatePenalty(0.05, 5.0)) for block in concatenated.blocks[:-1])
-    case = NetworkCase("rate penalty, concatenations", concatenated, 8, 3, gain=3.0, density=0.3, seed=142)
+    case = NetworkCase("penalised concatenations", concatenated, 8, 3, gain=3.0, density=0.3, seed=142)
     yield _network(replace(case, rate_penalty=penalties, lengths=(8, 3, 6)), "hamming", memory="low")
 
 
