@@ -11,7 +11,9 @@ How far they agree:
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from fractions import Fraction
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -23,6 +25,7 @@ from stsbp_spec.engine.backend import Batch
 from stsbp_spec.errors import NetworkError
 from stsbp_spec.models.losses import LOSSES, Hamming, Loss
 from stsbp_spec.models.neurons import ALIF, IF, LIF, PLIF
+from stsbp_spec.models.rate_penalty import RatePenalty
 from stsbp_spec.models.surrogates import (
     SURROGATES,
     Arctan,
@@ -410,9 +413,17 @@ def _against_differences(
 
 
 def _torch_gradients(
-    network: NetworkSpec, weights: dict[str, Float64], frames: list[AnyArray], loss: str, targets: list[AnyArray]
+    network: NetworkSpec,
+    weights: dict[str, Float64],
+    frames: list[AnyArray],
+    loss: str,
+    targets: list[AnyArray],
+    penalties: Mapping[str, RatePenalty] = MappingProxyType({}),
 ) -> dict[str, Float64]:
-    """The forward model and its loss in torch, differentiated by torch; only the spike's derivative is given."""
+    """The forward model and its loss in torch, differentiated by torch; only the spike's derivative is given.
+
+    `penalties` are rate penalties by population.
+    """
     torch: Any = pytest.importorskip("torch")
 
     class Spike(torch.autograd.Function):  # type: ignore[misc]
@@ -513,7 +524,11 @@ def _torch_gradients(
         value = sum(((x - y) ** 2).sum() for x, y in zip(spikes, target_spikes, strict=True))
     else:
         value = ((sum(spikes) / len(spikes) - sum(target_spikes) / len(target_spikes)) ** 2).sum()
-    (value / (2 * batch)).backward()
+    total = value / (2 * batch)
+    for name, penalty in penalties.items():
+        rates = torch.stack(values[name]).mean(dim=0)
+        total = total + penalty.weight * torch.relu(rates - penalty.target).square().mean()
+    total.backward()
     return {name: x.grad.numpy() for name, x in w.items()}
 
 
@@ -528,6 +543,23 @@ def test_literal_float64_against_torch_autograd(kind: str, tau: str, loss: str) 
     for name, gradient in literal.backward(LOSSES[loss], weights, run, targets).items():
         assert np.abs(gradient).max() > 0
         assert np.abs(gradients[name] - gradient).max() <= 1e-13 * np.abs(gradient).max()
+
+
+@pytest.mark.parametrize(("kind", "tau", "loss"), _EACH[::3])
+def test_rate_penalties_against_torch_autograd(kind: str, tau: str, loss: str) -> None:
+    network = _network(kind, _TAUS[tau])
+    literal, batch = Literal(network), _batch(network)
+    on_grid = _on_grid(network)
+    run, weights, targets = _literal(literal, on_grid, batch)
+    if loss == "hamming":
+        targets = _cotangent_targets(run, 1)
+    penalties = {block.population: RatePenalty(0.21, 40.0) for block in network.blocks}
+    gradients = _torch_gradients(network, weights, _frames(literal, batch), loss, targets, penalties)
+    literal_gradients = literal.backward(LOSSES[loss], weights, run, targets, penalties)
+    plain = literal.backward(LOSSES[loss], weights, run, targets)
+    for name, gradient in literal_gradients.items():
+        assert np.abs(gradients[name] - gradient).max() <= 1e-13 * np.abs(gradient).max()
+        assert np.abs(gradient - plain[name]).max() > 0.01 * np.abs(plain[name]).max()
 
 
 _TWO_POOLINGS = """

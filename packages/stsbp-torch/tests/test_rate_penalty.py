@@ -74,7 +74,7 @@ def test_a_network_in_a_loop_has_the_gradients_of_the_trainer(lengths: Any) -> N
         )
         for block in NETWORK.blocks
     }
-    (loss + sum(values.values())).backward()
+    (loss + sum(values.values())).backward()  # type: ignore[no-untyped-call]
     for name, gradient in expected.gradients.items():
         got = _parameter(parameters, name).grad
         assert got is not None

@@ -451,11 +451,12 @@ class Literal:
     def _penalty_error(self, penalty: RatePenalty, o: list[AnyArray]) -> AnyArray:
         """The derivative of the penalty with respect to the spike of any step."""
         excess, steps = self._excess(penalty, o), self.number(len(o))
-        return excess * self.number(2) * self.number(penalty.weight) / (self.number(excess.size) * steps)
+        error: AnyArray = excess * self.number(2) * self.number(penalty.weight) / (self.number(excess.size) * steps)
+        return error
 
     def _excess(self, penalty: RatePenalty, o: list[AnyArray]) -> AnyArray:
-        rates = sum(o[1:], o[0]) / self.number(len(o)) - self.number(penalty.target)
-        return np.where(rates > self.number(0), rates, self.number(0))
+        excess: AnyArray = sum(o[1:], o[0]) / self.number(len(o)) - self.number(penalty.target)
+        return np.where(excess > self.number(0), excess, self.number(0))
 
     def _at_output(self, loss: Loss, run: LiteralRun, targets: list[AnyArray]) -> list[AnyArray]:
         """`dL/do` of the output."""

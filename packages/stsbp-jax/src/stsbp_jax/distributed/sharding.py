@@ -112,7 +112,7 @@ class SpreadGradients:
     """`programs.gradients` on the devices of all processes; see `JaxBackend.compiled`."""
 
     def __init__(self, backend: Any, spread: Spread, *fixed: Any) -> None:
-        *fixed_first, collective, parts = fixed
+        network, loss, penalties, precision, memory, collective, parts = fixed
         self._collective, self._spread = collective, spread
         devices = len(spread.local)
         micro = parts[1].first - parts[0].first if len(parts) > 1 else None
@@ -123,7 +123,7 @@ class SpreadGradients:
             device_parts = [
                 _shard_of_device(piece, shard, devices) for piece, shard in zip(pieces, self._shards, strict=True)
             ]
-            return gradients(backend, *fixed_first, collective, device_parts, *args)
+            return gradients(backend, network, loss, penalties, precision, memory, collective, device_parts, *args)
 
         takes = (EVERYWHERE, SECOND, SECOND, EVERYWHERE, SECOND)
         gives: Any = Gradients(EVERYWHERE, EVERYWHERE, SECOND, FIRST, FIRST, EVERYWHERE, FIRST)

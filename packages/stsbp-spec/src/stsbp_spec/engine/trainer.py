@@ -425,7 +425,8 @@ def value_and_grad(
     native = {name: backend.asarray(w) for name, w in weights.items()}
     samples, alone = batch.targets.shape[1], Alone[Array]()
     parts = (BatchSlice(0, samples, samples),)
-    fixed = (network, loss, layer_penalties, precision, "full", alone)
+    memory: Memory = "full"
+    fixed = (network, loss, layer_penalties, precision, memory, alone)
     grads, _ = _gradients(backend, *fixed, parts, native, batch, dropout)
     spikes, _, _, zeroed, _, penalties = _read_results(
         backend, network, layer_penalties, alone, parts, grads, batch.lengths, ""
