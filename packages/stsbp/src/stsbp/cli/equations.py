@@ -14,6 +14,7 @@ from stsbp_spec.errors import did_you_mean
 from stsbp_spec.models.losses import LOSSES, Loss, parse_loss
 from stsbp_spec.models.neurons import NEURONS, NeuronModel, parse_neuron
 from stsbp_spec.models.optim import OPTIMIZERS
+from stsbp_spec.models.rate_penalty import ADDED, EXCESS
 from stsbp_spec.models.surrogates import SURROGATES, Surrogate, equation, parse_surrogate
 from stsbp_spec.models.user_classes import calling, imported, names_a_class
 from stsbp_spec.networks.ops import PSP
@@ -25,7 +26,7 @@ from stsbp.errors import ConfigError
 
 __all__ = ["command"]
 
-_OTHERS = (*SURROGATES, "filter", *LOSSES, *OPTIMIZERS)
+_OTHERS = (*SURROGATES, "filter", *LOSSES, "rate-penalty", *OPTIMIZERS)
 
 
 @click.command("equations", short_help=COMMANDS["equations"])
@@ -48,6 +49,7 @@ def command(name: str, language: str) -> None:
     - a surrogate derivative, for example triangle:width=0.5
     - the synaptic filter: filter
     - a loss: van-rossum, hamming or spike-count
+    - the penalty on firing rates: rate-penalty
     - an optimiser: adamw, adam or sgd
     - a class of your own, for example my_module:MyNeuron
 
@@ -87,6 +89,8 @@ def _subject_of(name: str) -> NeuronModel | Surrogate | Loss | list[Recurrence]:
     if name == "filter":
         filter_recurrences = filter_equations(PSP().filter())
         return [filter_recurrences.forward, filter_recurrences.backward]
+    if name == "rate-penalty":
+        return [EXCESS, ADDED]
     if name in OPTIMIZERS:
         scalars = OPTIMIZERS[name]().scalars(0, np.float32(1))
         return [scalars.update, scalars.learned_update]
