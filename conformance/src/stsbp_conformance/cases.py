@@ -11,6 +11,7 @@ import numpy as np
 from stsbp_spec.contract.random import Stream, uniform
 from stsbp_spec.engine.backend import Batch
 from stsbp_spec.models.learned import Learned
+from stsbp_spec.models.losses import LOSSES, OF_REAL_TARGETS, Loss
 from stsbp_spec.models.neurons import LIF
 from stsbp_spec.models.rate_penalty import LayerPenalties
 from stsbp_spec.models.surrogates import Arctan, Surrogate
@@ -18,12 +19,14 @@ from stsbp_spec.networks.initial_weights import initial_weights
 from stsbp_spec.networks.ops.batchnorm import SCALE, SHIFT
 from stsbp_spec.networks.ops.psp import BIAS
 from stsbp_spec.networks.spec import NetworkSpec
-from stsbp_spec.typing import Float32, Shape, UInt8
+from stsbp_spec.typing import AnyArray, Float32, Shape, UInt8
 
 from stsbp_conformance.data import nmnist_frames
 
-__all__ = ["NetworkCase", "cifar10", "learned", "nmnist", "normal", "spikes"]
+__all__ = ["EXACT_LOSSES", "NetworkCase", "cifar10", "learned", "nmnist", "normal", "real_targets", "spikes"]
 
+EXACT_LOSSES: dict[str, Loss] = {**LOSSES, **OF_REAL_TARGETS}
+"""All losses by name whose errors have the same bits on every backend."""
 
 BIAS_DRAWN = replace(BIAS, low=-0.25, high=0.5)
 """Values between those that silence neurons and those that make them fire, for thresholds of about 0.5."""
@@ -100,12 +103,15 @@ class NetworkCase:
             frames[:, 1::2] = 0
         return frames.astype(np.uint8)
 
-    def targets(self) -> UInt8:
-        """Random target spike trains, `[T, B, N]`."""
-        return spikes((self.steps, self.batch, self.network.outputs), 0.3, self.seed + 1000)
+    def targets(self) -> AnyArray:
+        """Random target spike trains, `[T, B, N]`; for a readout, random real numbers."""
+        shape = (self.steps, self.batch, self.network.outputs)
+        if self.network.has_readout:
+            return real_targets(shape, self.seed + 1000)
+        return spikes(shape, 0.3, self.seed + 1000)
 
     def cotangents(self) -> Float32:
-        """Normally distributed random `dL/do` of the output, `[T, B, N]`."""
+        """Normally distributed random `dL/do` of the output, `[T, B, N]`; of a readout, `dL/du`."""
         return normal((self.steps, self.batch, self.network.outputs), self.seed)
 
     def data(self) -> Batch:
@@ -123,6 +129,17 @@ def learned(numbers: Learned, count: int, seed: int, substream: int = 0) -> Floa
 def spikes(shape: Shape, density: float, seed: int) -> UInt8:
     """Random spike trains of `shape`."""
     return (uniform(seed, Stream.ENCODER, math.prod(shape), substream=1) < density).astype(np.uint8).reshape(shape)
+
+
+def real_targets(shape: Shape, seed: int) -> Float32:
+    """Random targets of `shape` between -1 and 2. One in ten is zero, and one in twenty is subnormal.
+
+    They are drawn without `log` or `cos`, whose last bits differ between machines.
+    """
+    n = math.prod(shape)
+    drawn, kind = (uniform(seed, Stream.ENCODER, n, substream=k) for k in (8, 9))
+    targets: Float32 = np.where(kind < 0.1, 0, np.where(kind < 0.15, 1e-42, 3 * drawn - 1)).astype(np.float32)
+    return targets.reshape(shape)
 
 
 def normal(shape: Shape, seed: int) -> Float32:

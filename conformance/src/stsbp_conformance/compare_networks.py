@@ -30,6 +30,7 @@ from stsbp_spec.engine.passes import Trace, backward_pass, forward_pass
 from stsbp_spec.engine.results import Prediction, StepResult
 from stsbp_spec.engine.trainer import Trainer
 from stsbp_spec.errors import StsbpError
+from stsbp_spec.models.losses import CrossEntropy
 from stsbp_spec.models.neurons import ALIF
 from stsbp_spec.models.optim import AdamW
 from stsbp_spec.networks.graph import Network, Neurons
@@ -168,8 +169,9 @@ def trained(trains: Trainer[Any], reference: Reference) -> tuple[Trained, Mappin
     state = trains.init({name: w.copy() for name, w in reference.weights.items()})
     results = []
     for step in range(reference.case.updates):
-        # Other targets for every update. Those of a readout keep their class.
-        batch = Batch(inputs, targets if reference.case.loss.of_potentials else np.roll(targets, step, axis=0), lengths)
+        # Other targets for every update. Classes stay as they are.
+        keeps = isinstance(reference.case.loss, CrossEntropy)
+        batch = Batch(inputs, targets if keeps else np.roll(targets, step, axis=0), lengths)
         state, result = trains.step(state, batch)
         results.append(result)
     prediction = trains.predict(state, inputs, reference.case.steps, lengths=lengths)

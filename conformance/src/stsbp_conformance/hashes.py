@@ -42,7 +42,7 @@ from stsbp_spec.typing import AnyArray, Memory
 from stsbp_spec.validation import listed, shown
 
 from stsbp_conformance import reference
-from stsbp_conformance.cases import NetworkCase
+from stsbp_conformance.cases import EXACT_LOSSES, NetworkCase
 from stsbp_conformance.tiers import elementwise
 from stsbp_conformance.tiers.elementwise import PairCase
 from stsbp_conformance.tiers.trainer import open_usable
@@ -131,7 +131,7 @@ def _network(case: NetworkCase, loss: str, *, memory: Memory = "full", quick: bo
         for kind, dropout in (("gradient", None), ("gradient with dropout", _DROPPED)):
             pulled = backend.value_and_grad(
                 case.network,
-                LOSSES[loss],
+                EXACT_LOSSES[loss],
                 weights,
                 batch,
                 precision="reproducible",
@@ -143,7 +143,7 @@ def _network(case: NetworkCase, loss: str, *, memory: Memory = "full", quick: bo
             hashes |= {f"{kind}/{name}": digest(g) for name, g in pulled.gradients.items()}
         trainer = backend.trainer(
             case.network,
-            LOSSES[loss],
+            EXACT_LOSSES[loss],
             _OPTIMIZER,
             precision="reproducible",
             seed=7,
@@ -298,6 +298,28 @@ def _network_cases() -> Iterable[Case]:
     penalties = tuple((block.name, RatePenalty(0.05, 5.0)) for block in concatenated.blocks[:-1])
     case = NetworkCase("penalised concatenations", concatenated, 8, 3, gain=3.0, density=0.3, seed=142)
     yield _network(replace(case, rate_penalty=penalties, lengths=(8, 3, 6)), "hamming", memory="low")
+    yield from _readout_cases()
+
+
+def _readout_cases() -> Iterable[Case]:
+    """Networks whose outputs are the potentials of a readout, with real targets."""
+    neuron = LIF(5, 5 / 3, 0.4, FastSigmoid(3.0))
+    linear = NetworkSpec.parse("20d0.2-4{neuron=readout}", input_shape=(12,), neuron=neuron)
+    case = NetworkCase("a readout after LIF neurons", linear, 9, 3, gain=3.0, density=0.3, seed=141)
+    yield _network(case, "mse", quick=True)
+    convolutions = NetworkSpec.parse(
+        "4C3p1d0.2-P2-6C3b-3b{neuron=readout,tau_m=3}", input_shape=(2, 8, 8), neuron=neuron
+    )
+    case = NetworkCase("a readout after convolutions, samples with lengths", convolutions, 8, 4, gain=3.0, density=0.3)
+    yield _network(replace(case, seed=142, lengths=(8, 1, 5, 3)), "mse", memory="low")
+    recurrent = NetworkSpec.parse(
+        "9R-[9{neuron=plif,delay=2}]+-D0.2-4{neuron=readout,tau_s=5,tau_rise=3}", input_shape=(12,), neuron=neuron
+    )
+    yield _network(
+        NetworkCase("a readout after a recurrence", recurrent, 10, 3, gain=3.0, density=0.3, seed=143), "mse"
+    )
+    images = NetworkSpec.parse("5C3s2-8-3{neuron=readout}", input_shape=(3, 9, 8), coding="direct", neuron=neuron)
+    yield _network(NetworkCase("a readout, direct coding", images, 7, 2, gain=3.0, seed=144), "mse")
 
 
 CASES = (*(_pair(case) for case in elementwise.CASES if case.stored), *_network_cases())

@@ -19,7 +19,6 @@ from stsbp_spec.distributed.rendezvous import free_port
 from stsbp_spec.engine.backend import AbstractBackend, Batch
 from stsbp_spec.engine.trainer import StepResult
 from stsbp_spec.models.encoders import packed
-from stsbp_spec.models.losses import LOSSES
 from stsbp_spec.models.neurons import LIF, PLIF
 from stsbp_spec.models.rate_penalty import RatePenalty
 from stsbp_spec.networks.spec import NetworkSpec
@@ -27,9 +26,16 @@ from stsbp_spec.registry import load_backend
 from stsbp_spec.typing import AnyArray
 
 from stsbp_conformance import reference
-from stsbp_conformance.cases import NetworkCase
+from stsbp_conformance.cases import EXACT_LOSSES, NetworkCase
 from stsbp_conformance.check import Mismatch
-from stsbp_conformance.tiers.bits import CONCATENATED, GEOMETRY, LENGTHS, NORMALISED_DIRECT, PENALISED_LENGTHS
+from stsbp_conformance.tiers.bits import (
+    CONCATENATED,
+    GEOMETRY,
+    LENGTHS,
+    NORMALISED_DIRECT,
+    PENALISED_LENGTHS,
+    READOUT_LENGTHS,
+)
 
 __all__ = ["CASES", "NORMALISED", "PENALISED", "RECURRENT", "UPDATES", "Trained", "main", "started"]
 
@@ -86,10 +92,11 @@ CASES = (
     CONCATENATED,
     PENALISED,
     PENALISED_LENGTHS,
+    *READOUT_LENGTHS[1:3],
 )
 _LOSSES = (
     *("van-rossum", "hamming", "spike-count", "van-rossum", "hamming", "van-rossum", "hamming", "van-rossum"),
-    *("van-rossum", "hamming"),
+    *("van-rossum", "hamming", "mse", "mse"),
 )
 UPDATES = {case.id: loss for case, loss in zip(CASES, _LOSSES, strict=True)}
 """The loss with which each case is trained."""
@@ -191,7 +198,7 @@ def main(arguments: Sequence[str]) -> None:
         if case.id in cases:
             trainer = backend.trainer(
                 case.network,
-                LOSSES[UPDATES[case.id]],
+                EXACT_LOSSES[UPDATES[case.id]],
                 OPTIMIZER,
                 precision="reproducible",
                 seed=7,

@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 from stsbp_spec.errors import SpecError, StsbpError
-from stsbp_spec.models.losses import LOSSES, OF_POTENTIALS, Loss
+from stsbp_spec.models.losses import LOSSES, OF_POTENTIALS, CrossEntropy, Loss
 from stsbp_spec.models.neurons import ALIF, IF, LIF, PLIF, NeuronModel, Readout
 from stsbp_spec.models.rate_penalty import LayerPenalties, RatePenalty
 from stsbp_spec.models.surrogates import SURROGATES, Arctan, FastSigmoid, Logistic, Rectangle, Surrogate, Triangle
@@ -39,7 +39,7 @@ from stsbp_spec.networks.ops import (
 )
 from stsbp_spec.networks.ops.base import Passing, Weighted
 from stsbp_spec.networks.spec import NetworkSpec
-from stsbp_spec.typing import Memory, Shape, UInt8
+from stsbp_spec.typing import AnyArray, Memory, Shape
 
 from stsbp_conformance.cases import NetworkCase
 from stsbp_conformance.reference import NUMPY
@@ -89,12 +89,13 @@ class RandomCase(NetworkCase):
     def exact(self) -> bool:
         """Whether `reproducible` precision can compute the network with its loss."""
         models = (node.op.model for node in self.network.graph.nodes if isinstance(node.op, Neurons))
-        return not self.loss.of_potentials and all(model.surrogate.exact for model in models)
+        return not isinstance(self.loss, CrossEntropy) and all(model.surrogate.exact for model in models)
 
-    def targets(self) -> UInt8:
-        """Random target spike trains `[T, B, N]`; for a readout, one neuron spikes at every step."""
+    def targets(self) -> AnyArray:
+        """Random target spike trains `[T, B, N]`; for `mse`, random real numbers; for the cross entropy, one neuron
+        spikes at every step."""
         drawn = super().targets()
-        if not self.loss.of_potentials:
+        if not isinstance(self.loss, CrossEntropy):
             return drawn
         classes = np.random.default_rng(self.seed).integers(0, self.network.outputs, self.batch)
         return np.broadcast_to(np.eye(self.network.outputs, dtype=np.uint8)[classes], drawn.shape).copy()

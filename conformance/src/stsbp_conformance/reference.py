@@ -8,12 +8,11 @@ from functools import cache, lru_cache
 import numpy as np
 from stsbp_spec.engine.backend import Batch, RunResult, ValueAndGrad
 from stsbp_spec.engine.trainer import StepResult, Trainer
-from stsbp_spec.models.losses import LOSSES
 from stsbp_spec.models.optim import Optimizer
 from stsbp_spec.reference.backend import NumpyBackend
 from stsbp_spec.typing import AnyArray, Float32, Precision
 
-from stsbp_conformance.cases import NetworkCase
+from stsbp_conformance.cases import EXACT_LOSSES, NetworkCase
 
 __all__ = ["NUMPY", "checksum", "data", "gradients", "rolled", "run", "train", "trained", "weights"]
 
@@ -50,7 +49,7 @@ def gradients(case: NetworkCase, loss: str, precision: Precision, dropout: tuple
     """`value_and_grad` of the reference."""
     return NUMPY.value_and_grad(
         case.network,
-        LOSSES[loss],
+        EXACT_LOSSES[loss],
         weights(case),
         data(case),
         precision=precision,
@@ -66,7 +65,7 @@ def trained(
     """State and results of `steps` updates of the reference in `reproducible` precision."""
     trainer = NUMPY.trainer(
         case.network,
-        LOSSES[loss],
+        EXACT_LOSSES[loss],
         optimizer,
         precision="reproducible",
         seed=7,

@@ -14,8 +14,8 @@ from types import MappingProxyType
 from typing import Any
 
 import numpy as np
-from stsbp_spec.models.losses import Hamming, Loss, SpikeCount, VanRossum
-from stsbp_spec.models.neurons import ALIF, IF, LIF
+from stsbp_spec.models.losses import Hamming, Loss, MeanSquaredError, SpikeCount, VanRossum
+from stsbp_spec.models.neurons import ALIF, IF, LIF, Readout
 from stsbp_spec.models.neurons.plif import PLIF
 from stsbp_spec.models.rate_penalty import RatePenalty
 from stsbp_spec.models.surrogates import Arctan, FastSigmoid, Logistic, Rectangle, Surrogate, Triangle
@@ -68,7 +68,7 @@ class _Neuron:
     """A neuron model in the number type: how its potential decays, and how its threshold changes.
 
     `u_t = decayed(u_{t-1}, o_{t-1}, v_{t-1}) + i_t`, `v_t = vth + beta a_t`, `a_t = ka a_{t-1} + ca o_{t-1}`.
-    A learned decay is `km`, with one value per channel or one for all.
+    A learned decay is `km`, with one value per channel or one for all. A readout never spikes.
     """
 
     def __init__(self, literal: Literal, bound_node: BoundNode, parameters: Mapping[str, AnyArray]) -> None:
@@ -76,9 +76,9 @@ class _Neuron:
         assert isinstance(op, Neurons)
         number, neuron = literal.number, op.model
         self.one = number(1)
-        if not isinstance(neuron, (LIF, IF, ALIF, PLIF)):
+        if not isinstance(neuron, (LIF, IF, ALIF, PLIF, Readout)):
             raise TypeError(f"no literal form of the neuron {neuron!r}")
-        self.subtracts = neuron.reset == "subtract"
+        self.subtracts = not isinstance(neuron, Readout) and neuron.reset == "subtract"
         self.km: Any = self.one
         if isinstance(neuron, PLIF):
             self.km = _of_channels(parameters[bound_node.parameters["decay"]], bound_node.output.shape)
@@ -330,7 +330,9 @@ class Literal:
                 u = u + neuron.decayed(u_list[-1], o_list[-1], threshold[-1])  # Eq. (4)
                 a = neuron.ka * a + neuron.ca * o_list[-1]
             v = neuron.vth + neuron.beta * a + u * self.number(0)
-            if self.smooth:
+            if isinstance(op.model, Readout):
+                o = u * self.number(0)
+            elif self.smooth:
                 o = op.model.surrogate.primitive(u - v)
             else:
                 o = self.array((u >= v).astype(np.float64))  # Eq. (5)
@@ -373,6 +375,10 @@ class Literal:
     def loss(self, loss: Loss, run: LiteralRun, targets: list[AnyArray]) -> Any:
         """Mean over the batch of the loss on the output, in the number type (Hamming as half the square)."""
         o, batch = run.values[self.graph.nodes[-1].name], len(targets[0])
+        if isinstance(loss, MeanSquaredError):
+            u = run.u[self.graph.nodes[-1].name]
+            squares = sum(((x - y) * (x - y)).sum() for x, y in zip(u, targets, strict=True))
+            return squares / self.number(len(targets) * targets[0].size)
         if isinstance(loss, VanRossum):
             differences = self.psp(self._output_psp, [x - y for x, y in zip(o, targets, strict=True)])
             total = sum((d * d).sum() for d in differences)
@@ -459,8 +465,11 @@ class Literal:
         return np.where(excess > self.number(0), excess, self.number(0))
 
     def _at_output(self, loss: Loss, run: LiteralRun, targets: list[AnyArray]) -> list[AnyArray]:
-        """`dL/do` of the output."""
+        """`dL/do` of the output; of a readout, `dL/du`."""
         steps, batch = len(targets), self.number(len(targets[0]))
+        if isinstance(loss, MeanSquaredError):
+            u, factor = run.u[self.graph.nodes[-1].name], self.number(2) / self.number(steps * targets[0].size)
+            return [factor * (x - y) for x, y in zip(u, targets, strict=True)]
         o = run.values[self.graph.nodes[-1].name]
         if isinstance(loss, VanRossum):
             psp = self._output_psp
@@ -478,7 +487,10 @@ class Literal:
         grad_output: list[AnyArray],
         gradients: dict[str, AnyArray],
     ) -> list[AnyArray]:
-        """`dL/du` of each step from `dL/do`, to which recurrent weights add, and gradients of the population itself."""
+        """`dL/du` of each step from `dL/do`, to which recurrent weights add, and gradients of the population itself.
+
+        `grad_output` of a readout is the part of `dL/du` that does not go through later potentials.
+        """
         op, name = bound_node.node.op, bound_node.node.name
         assert isinstance(op, Neurons)
         neuron, loops = _Neuron(self, bound_node, weights), self._loops(bound_node)
@@ -491,6 +503,9 @@ class Literal:
         terms: list[Any] = [self.number(0)] * len(loops)
         for t in reversed(range(len(u))):
             for_decay = for_decay + membrane_factor * neuron.by_km(u[t], o[t], v[t])
+            if isinstance(op.model, Readout):
+                membrane_factor = grad_potentials[t] = grad_output[t] + neuron.km * membrane_factor
+                continue
             h = surrogate_derivative(op.model.surrogate, u[t] - v[t], self.number)
             at_spike = h * (
                 grad_output[t]

@@ -30,7 +30,7 @@ from stsbp_spec.contract.random import keep_mask
 from stsbp_spec.engine.backend import LayerRun
 from stsbp_spec.equations.assembly import NeuronEquations, neuron_equations
 from stsbp_spec.equations.expressions import Expr, Recurrence, ordered
-from stsbp_spec.models.losses import Hamming, Loss, SpikeCount, VanRossum
+from stsbp_spec.models.losses import Hamming, Loss, MeanSquaredError, SpikeCount, VanRossum
 from stsbp_spec.models.neurons import LIF, NeuronModel
 from stsbp_spec.models.rate_penalty import RatePenalty
 from stsbp_spec.models.surrogates import Arctan, FastSigmoid, Logistic, Rectangle, Surrogate, Triangle
@@ -656,8 +656,15 @@ def _input_sums(synapse: Conv2d | Linear, w: Float64, errors: Float64, shape: tu
     return ds
 
 
-def loss_error(loss: Loss, psp: PSP, s: UInt8, targets: UInt8) -> Near:
-    """`dL/do` of the batch loss, `[T, B, N]`."""
+def loss_error(loss: Loss, psp: PSP, s: AnyArray | Near, targets: AnyArray) -> Near:
+    """`dL/do` of the batch loss, `[T, B, N]`.
+
+    For a loss of potentials, `s` are potentials, exact or with errors, and the result is `dL/du`.
+    """
+    if isinstance(loss, MeanSquaredError):
+        difference = _snap(_add(s if isinstance(s, Near) else exact(s), exact(-targets)))
+        return _multiply(_constant(2 / targets.size), difference)
+    assert not isinstance(s, Near)
     steps, batch = s.shape[:2]
     difference = exact(s.astype(np.float64) - targets)
     if isinstance(loss, Hamming):
@@ -837,10 +844,14 @@ def gradients(
 
 
 def membrane_potentials(
-    network: NetworkSpec | Network, wq: Mapping[str, Float32], inputs: UInt8, layers: Mapping[str, LayerRun]
+    network: NetworkSpec | Network,
+    wq: Mapping[str, Float32],
+    inputs: UInt8,
+    layers: Mapping[str, LayerRun],
+    dropout: tuple[int, int] | None = None,
 ) -> dict[str, Near]:
     """Potentials of each population, from a float64 simulation with the spikes of `layers`: see `gradients`."""
-    analysis = _forward(network, wq, inputs, layers, "float64", None)
+    analysis = _forward(network, wq, inputs, layers, "float64", dropout)
     return {name: saved["u"] for name, saved in analysis.saved.items()}
 
 

@@ -41,6 +41,8 @@ __all__ = [
     "NORMALISED_DIRECT",
     "ONE_STEP",
     "READOUT",
+    "READOUTS",
+    "READOUT_LENGTHS",
     "REAL",
     "RECURRENT",
     "RECURRENT_DIRECT",
@@ -498,7 +500,49 @@ READOUT = NetworkCase(
     gain=3.0,
     density=0.3,
 )
-"""Used by tiers 2 and 5. Its losses only exist in `fast` precision, and its outputs are not spikes."""
+READOUTS = (
+    READOUT,
+    NetworkCase(
+        "a readout after convolutions",
+        NetworkSpec.parse(
+            "4C3p1-P2-D0.25-6C3b-4b{neuron=readout,tau_m=3}", input_shape=(2, 9, 8), neuron=LIF(3, 5 / 3, 0.4)
+        ),
+        steps=10,
+        batch=3,
+        gain=3.0,
+        density=0.2,
+    ),
+    NetworkCase(
+        "a readout after a recurrence and branches",
+        NetworkSpec.parse(
+            "7R{delay=1}-[7{neuron=plif}]+-D0.25-9{neuron=alif}-3{neuron=readout,tau_s=3,tau_rise=2,delay=2}",
+            input_shape=(9,),
+            neuron=LIF(3, 5 / 3, 0.4),
+        ),
+        steps=11,
+        batch=4,
+        gain=3.0,
+        density=0.3,
+    ),
+    NetworkCase(
+        "direct, a readout",
+        NetworkSpec.parse(
+            "D0.1-5C3s2-8-5{neuron=readout,tau_m=1,psp_gain=unit}",
+            input_shape=(3, 9, 8),
+            coding="direct",
+            neuron=LIF(3, 5 / 3, 0.4),
+        ),
+        steps=7,
+        batch=2,
+        gain=3.0,
+    ),
+)
+"""Networks whose outputs are potentials, for the losses of real targets."""
+READOUT_LENGTHS = tuple(
+    replace(case, id=f"{case.id}, samples with lengths", lengths=(5, 1, case.steps, 2)[: case.batch])
+    for case in READOUTS
+)
+"""Only used by the tiers of errors and updates, as `LENGTHS`."""
 
 CASES = (
     *_QUICK,
@@ -528,7 +572,7 @@ def _check(case: NetworkCase) -> Check:
         compared.note = "spikes per neuron and step: " + " ".join(f"{rate:.2f}" for rate in rates)
         return compared.verdict()
 
-    return Check(2, case.id, run, quick=case in (*_QUICK, READOUT) and case not in MODELS_DIRECT[:-1])
+    return Check(2, case.id, run, quick=case in (*_QUICK, *READOUTS) and case not in MODELS_DIRECT[:-1])
 
 
 def _stepwise(case: NetworkCase) -> Check:
@@ -564,7 +608,7 @@ _STEPWISE = (
     MODELS,
     LEARNED,
     NORMALISED,
-    READOUT,
+    *READOUTS,
 )
 
-CHECKS = (*(_check(case) for case in (*CASES, READOUT)), *map(_stepwise, _STEPWISE))
+CHECKS = (*(_check(case) for case in (*CASES, *READOUTS)), *map(_stepwise, _STEPWISE))

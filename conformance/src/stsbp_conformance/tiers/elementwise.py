@@ -18,7 +18,7 @@ import numpy as np
 from stsbp_spec.contract.grid import FLOOR, round_to_grid
 from stsbp_spec.contract.random import Stream, uniform
 from stsbp_spec.engine.backend import AbstractBackend
-from stsbp_spec.models.losses import LOSSES
+from stsbp_spec.models.losses import LOSSES, OF_REAL_TARGETS
 from stsbp_spec.models.neurons import LIF
 from stsbp_spec.models.optim import SGD, Adam, AdamW, Optimizer
 from stsbp_spec.models.rate_penalty import RatePenalty, constants_of_lengths
@@ -26,13 +26,13 @@ from stsbp_spec.models.surrogates import SURROGATES, Arctan, FastSigmoid, Logist
 from stsbp_spec.networks.ops import IDENTITY, PSP, Filter
 from stsbp_spec.typing import AnyArray, Float32, Shape, UInt8
 
-from stsbp_conformance.cases import normal, spikes
+from stsbp_conformance.cases import EXACT_LOSSES, normal, spikes
 from stsbp_conformance.check import Compared
 from stsbp_conformance.reference import NUMPY
 from stsbp_conformance.tiers import neurons
 from stsbp_conformance.tiers.pairs import Body, pair_check, powers, values
 
-__all__ = ["CASES", "CHECKS", "EXACT", "HALVING", "PairCase", "Results", "first_order", "neuron_inputs"]
+__all__ = ["CASES", "CHECKS", "EXACT", "HALVING", "PairCase", "Results", "first_order", "neuron_inputs", "readout_data"]
 
 Results = dict[str, AnyArray]
 """Arrays by the name of the result."""
@@ -264,6 +264,34 @@ def _penalty_case(name: str, penalty: RatePenalty, seed: int, *, of_lengths: boo
     return PairCase(f"rate penalty, {name}", compute, quick=True)
 
 
+def readout_data(shape: Shape, seed: int) -> tuple[Float32, Float32]:
+    """Potentials of a readout and real targets, `[T, B, N]` with at least 8 neurons.
+
+    Potentials are 0 or at least the floor. Neuron by neuron: subnormal targets of either sign; targets below the floor;
+    potentials and targets near the floor; differences that are the floor itself; large targets; targets equal to the
+    potentials; their negatives. Targets of later neurons are drawn.
+    """
+    u, targets = (bell(shape, seed + i) for i in range(2))
+    sign = np.copysign(np.float32(1), targets)
+    u[..., :2], targets[..., 0], targets[..., 1] = 0, sign[..., 0] * np.float32(1e-42), sign[..., 1] * FLOOR / 1024
+    near = u[..., 2] * np.float32(4 * FLOOR)
+    u[..., 2], targets[..., 2] = np.where(np.abs(near) < FLOOR, 0, near), targets[..., 2] * np.float32(4 * FLOOR)
+    u[..., 3], targets[..., 3] = FLOOR, np.where(sign[..., 3] > 0, 2 * FLOOR, 0)
+    targets[..., 4] *= np.float32(1e30)
+    targets[..., 5], targets[..., 6] = u[..., 5], -u[..., 6]
+    targets[3:, 0] = u[3:, 0]
+    return u, targets
+
+
+def _readout_loss_case(loss: str, seed: int) -> PairCase:
+    def compute(backend: AbstractBackend) -> Results:
+        u, targets = readout_data((330, 3, 10), seed)
+        error = backend.loss_error(EXACT_LOSSES[loss], PSP(3.0), backend.asarray(u), backend.asarray(targets))
+        return {"dL/do": backend.numpy(error)}
+
+    return PairCase(f"error of {loss}", compute, quick=True)
+
+
 _UPDATES: dict[str, tuple[Optimizer, int, float]] = {
     "AdamW, plain": (AdamW(), 0, 1.0),
     "AdamW, decay, clipping": (AdamW(lr=0.01, weight_decay=0.1), 3, 0.37),
@@ -321,6 +349,7 @@ CASES = (
         for i, loss in enumerate(LOSSES)
         for j, name in enumerate(("5/3", "5"))
     ),
+    *(_readout_loss_case(loss, 640 + 4 * i) for i, loss in enumerate(OF_REAL_TARGETS)),
     *(_update_case(name, 560 + 4 * i) for i, name in enumerate(_UPDATES)),
     _penalty_case("target 0.37", RatePenalty(0.37, 3.0), 620, of_lengths=False),
     _penalty_case("target 1/3, lengths", RatePenalty(1 / 3, 1e4), 624, of_lengths=True),

@@ -17,7 +17,7 @@ from stsbp_spec.engine.plan import plan
 from stsbp_spec.equations.expressions import Expr, Names, snap, where
 from stsbp_spec.errors import BackendError, NumericError, ShapeError, SpecError
 from stsbp_spec.models.encoders import PackedFrames
-from stsbp_spec.models.losses import LOSSES, Hamming, Loss
+from stsbp_spec.models.losses import LOSSES, Hamming, Loss, MeanSquaredError
 from stsbp_spec.models.losses.base import LossStep
 from stsbp_spec.models.neurons import LIF
 from stsbp_spec.models.optim import AdamW
@@ -229,6 +229,36 @@ def _batches(backend: AbstractBackend) -> Verdict:
     return compared.verdict()
 
 
+def _real_targets(backend: AbstractBackend) -> Verdict:
+    """A loss of real targets, and targets of other types."""
+    compared, case = Compared(), bits.READOUT
+    weights, (inputs, targets, _) = reference.weights(case), reference.data(case)
+    unfinished = [targets.copy() for _ in range(2)]
+    unfinished[0][3, 1, 2], unfinished[1][-1, 2, 0] = np.nan, -np.inf
+    trainer = backend.trainer(case.network, MeanSquaredError(), AdamW())
+    state = trainer.init({name: w.copy() for name, w in weights.items()})
+    refused: tuple[tuple[str, type[Exception], str, AnyArray], ...] = (
+        ("spike trains as real targets", ShapeError, "float32", spikes(targets.shape, 0.3, 1)),
+        ("float64 targets", ShapeError, "float32", targets.astype(np.float64)),
+        ("a target that is no number", NumericError, "nan at step 3 of sample 1, output 2", unfinished[0]),
+        ("a target that is infinite", NumericError, "-inf at step 8 of sample 2, output 0", unfinished[1]),
+        ("a mask over real targets", ShapeError, "MaskedArray", np.ma.masked_array(targets, targets > 0)),
+    )
+    for label, kind, word, wrong in refused:
+        batch = Batch(inputs, wrong)
+        gradients = partial(backend.value_and_grad, case.network, MeanSquaredError(), weights, batch)
+        _refused(compared, label, kind, word, gradients)
+        _refused(compared, f"an update with {label}", kind, word, partial(trainer.step, state, batch))
+    for label, word, network, loss in (
+        ("a loss of spikes and a readout", "mse", case.network, _LOSS),
+        ("a loss of potentials and neurons that spike", "readout", _CASE.network, MeanSquaredError()),
+    ):
+        _refused(compared, label, SpecError, word, partial(backend.trainer, network, loss, AdamW()))
+    _, result = trainer.step(state, Batch(inputs, targets))
+    compared.equal("potentials after the errors", result.spikes, [*reference.run(case).layers.values()][-1].potentials)
+    return compared.verdict()
+
+
 def _precision(backend: AbstractBackend) -> Verdict:
     compared, weights = Compared(), reference.weights(_CASE)
     unknown: Any = "float16"
@@ -368,6 +398,7 @@ def _check(id: str, run: Callable[[AbstractBackend], Verdict]) -> Check:
 CHECKS = (
     _check("weights: names, shapes, dtypes, not finite", _weights),
     _check("batches: shapes, dtypes, values", _batches),
+    _check("real targets: shapes, dtypes, values", _real_targets),
     _check("precision", _precision),
     _check("state of another network, not finite", _state),
     _check("gradients that overflow", _overflow),

@@ -30,7 +30,7 @@ from stsbp_spec.networks.spec import NetworkSpec
 from stsbp_spec.typing import AnyArray, Float32, Float64
 
 from stsbp_conformance import adversarial, reference
-from stsbp_conformance.cases import NetworkCase
+from stsbp_conformance.cases import EXACT_LOSSES, NetworkCase
 from stsbp_conformance.check import Check, Compared, Verdict
 from stsbp_conformance.oracles import roundoff
 from stsbp_conformance.oracles.literal import Literal
@@ -63,7 +63,7 @@ def float64_gradients(case: NetworkCase, loss: str | None) -> dict[str, Float64]
     if loss is not None:
         populations = {block.name: block.population for block in network.blocks}
         penalties = {populations[layer]: penalty for layer, penalty in case.rate_penalty}
-        return literal.backward(LOSSES[loss], weights, run, [literal.array(x) for x in targets], penalties)
+        return literal.backward(EXACT_LOSSES[loss], weights, run, [literal.array(x) for x in targets], penalties)
     # The error of the Hamming distance is (o - target) / B. These "targets" make it equal to the required error.
     cotangent = case.cotangents().astype(np.float64)
     return literal.backward(Hamming(), weights, run, list(np.stack([*run.o.values()][-1]) - case.batch * cotangent))
@@ -103,8 +103,11 @@ def analysed(case: NetworkCase, loss: str | None, potentials: Potentials, dropou
     if loss is None:
         error = roundoff.exact(case.cotangents())
     else:
-        output = layers[network.blocks[-1].name].spikes
-        error = roundoff.loss_error(LOSSES[loss], network.output_psp, output, targets)
+        last, output = network.blocks[-1], layers[network.blocks[-1].name]
+        read: AnyArray | Near = output.potentials if network.has_readout else output.spikes
+        if network.has_readout and potentials == "float64":
+            read = roundoff.membrane_potentials(network, _grids(case), inputs, layers, dropout)[last.population]
+        error = roundoff.loss_error(EXACT_LOSSES[loss], network.output_psp, read, targets)
     populations = {block.name: block.population for block in network.blocks}
     penalties = {
         populations[layer]: roundoff.penalty_error(penalty, layers[layer].spikes)
@@ -134,7 +137,7 @@ def computed(
     if loss is not None:
         result = backend.value_and_grad(
             network,
-            LOSSES[loss],
+            EXACT_LOSSES[loss],
             reference.weights(case),
             reference.data(case),
             dropout=dropout,
@@ -223,6 +226,13 @@ CHECKS = (
         for potentials in ("float32", "float64")
     ),
     *(_check(bits.RECURRENT_DIRECT, quick=False, potentials=kind) for kind in ("float32", "float64")),
+    *(
+        _check(case, loss, quick=loss == "mse" and (kind == "float32" or case is bits.READOUT), potentials=kind)
+        for case in bits.READOUTS
+        for loss in ("mse", None)
+        for kind in ("float32", "float64")
+    ),
+    *(_check(case, "mse", quick=False, dropout=(3, 5)) for case in bits.READOUTS[1:]),
     *(
         _check(case, loss, quick=True, potentials=potentials)
         for case, loss in adversarial.CASES

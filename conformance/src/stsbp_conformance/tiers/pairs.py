@@ -20,7 +20,7 @@ from stsbp_spec.engine.trainer import zeroed_numbers
 from stsbp_spec.equations.assembly import loss_padding, neuron_equations
 from stsbp_spec.models.encoders import PackedFrames
 from stsbp_spec.models.lengths import inside
-from stsbp_spec.models.losses import LOSSES, OF_POTENTIALS
+from stsbp_spec.models.losses import OF_CLASSES
 from stsbp_spec.models.neurons import ALIF, LIF, PLIF, NeuronModel
 from stsbp_spec.networks.ops import (
     IDENTITY,
@@ -42,7 +42,7 @@ from stsbp_spec.networks.ops.psp import Biased, SynapticFilter
 from stsbp_spec.networks.spec import Block, NetworkSpec, SpikingLayer
 from stsbp_spec.typing import AnyArray, Array, Float32, Shape
 
-from stsbp_conformance.cases import normal, spikes
+from stsbp_conformance.cases import EXACT_LOSSES, normal, real_targets, spikes
 from stsbp_conformance.check import Check, Compared, Mismatch, Verdict
 from stsbp_conformance.oracles import roundoff
 from stsbp_conformance.reference import NUMPY
@@ -179,8 +179,9 @@ def _loss_error_of_lengths(name: str, tau: float, shape: Shape, lengths: tuple[i
     """Compare with each sample alone, with its own length, in a batch of twice the size."""
 
     def body(backend: AbstractBackend, compared: Compared) -> None:
-        s, targets = spikes(shape, 0.4, 17), spikes(shape, 0.3, 18)
-        loss, psp, batch = LOSSES[name], PSP(tau), 2 * len(lengths)
+        loss, psp, batch = EXACT_LOSSES[name], PSP(tau), 2 * len(lengths)
+        s: AnyArray = normal(shape, 17) if loss.of_potentials else spikes(shape, 0.4, 17)
+        targets: AnyArray = real_targets(shape, 18) if loss.real_targets else spikes(shape, 0.3, 18)
         padding_arrays = loss_padding(loss, psp, np.array(lengths), batch, shape)
         padding = {key: backend.asarray(x) for key, x in padding_arrays.items()}
         error = backend.numpy(
@@ -203,7 +204,7 @@ def _readout_error(name: str, lengths: tuple[int, ...] | None) -> Body:
     """
 
     def body(backend: AbstractBackend, compared: Compared) -> None:
-        loss, shape, batch = OF_POTENTIALS[name], (14, 3, 7), 6
+        loss, shape, batch = OF_CLASSES[name], (14, 3, 7), 6
         u, targets = normal(shape, 19), spikes(shape, 0.3, 18)
         targets[0] = np.arange(7) == np.array([[2], [0], [6]])
         targets[1:, :, :] = 0
@@ -634,11 +635,11 @@ CHECKS = (
     pair_check("dropout 0", _dropout(0.0, (2, 3, 5, 4), 3, 0, 2**31 + 5)),
     *(
         pair_check(f"error of {name}, lengths", _loss_error_of_lengths(name, 3.0, (14, 3, 7), (14, 5, 1)))
-        for name in LOSSES
+        for name in EXACT_LOSSES
     ),
     *(
         pair_check(f"error of {name}{', lengths' if lengths else ''}", _readout_error(name, lengths))
-        for name in OF_POTENTIALS
+        for name in OF_CLASSES
         for lengths in (None, (14, 5, 1))
     ),
     pair_check("spikes without padding", _within((6, 3, 2, 4, 5))),

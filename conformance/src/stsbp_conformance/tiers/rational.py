@@ -16,7 +16,6 @@ from typing import Any
 import numpy as np
 from stsbp_spec.contract.random import Stream, bits
 from stsbp_spec.engine.backend import AbstractBackend, Batch
-from stsbp_spec.models.losses import LOSSES
 from stsbp_spec.models.neurons import ALIF, IF, LIF, PLIF, NeuronModel
 from stsbp_spec.models.rate_penalty import RatePenalty
 from stsbp_spec.models.surrogates import Rectangle, Triangle
@@ -24,7 +23,7 @@ from stsbp_spec.networks.ops import PSP
 from stsbp_spec.networks.spec import NetworkSpec
 from stsbp_spec.typing import AnyArray, Float32
 
-from stsbp_conformance.cases import spikes
+from stsbp_conformance.cases import EXACT_LOSSES, spikes
 from stsbp_conformance.check import Check, Compared, Mismatch, Verdict
 from stsbp_conformance.oracles.literal import Literal, LiteralRun
 
@@ -67,7 +66,7 @@ class RationalCase:
         return weights
 
     def data(self) -> Batch:
-        """Images of 2 bits, or events of density 1/2; targets of density 1/2."""
+        """Images of 2 bits, or events of density 1/2; targets of density 1/2, or multiples of 1/4 from -1 to 1."""
         network = self.network
         shape = (self.batch, *network.input_shape)
         if network.coding == "direct":
@@ -75,7 +74,11 @@ class RationalCase:
             inputs = (drawn % 4 * 64).astype(np.uint8).reshape(shape)
         else:
             inputs = spikes((self.steps, *shape), 0.5, self.seed) * np.uint8(network.input_max)
-        return Batch(inputs, spikes((self.steps, self.batch, network.outputs), 0.5, self.seed + 1))
+        output = (self.steps, self.batch, network.outputs)
+        if not network.has_readout:
+            return Batch(inputs, spikes(output, 0.5, self.seed + 1))
+        drawn = bits(self.seed + 1, Stream.ENCODER, int(np.prod(output)), substream=1)
+        return Batch(inputs, ((drawn % 9).astype(np.float32) - 4).reshape(output) / np.float32(4))
 
 
 @dataclass(frozen=True)
@@ -98,7 +101,7 @@ def oracle(case: RationalCase) -> Oracle:
     frames = [literal.array(x / scale) for x in ([inputs] * case.steps if scale > 1 else inputs)]
     trains = [literal.array(x) for x in targets]
     run = literal.forward(weights, frames)
-    loss, populations = LOSSES[case.loss], {block.name: block.population for block in case.network.blocks}
+    loss, populations = EXACT_LOSSES[case.loss], {block.name: block.population for block in case.network.blocks}
     penalties = {populations[layer]: penalty for layer, penalty in case.rate_penalty.items()}
     return Oracle(
         run,
@@ -135,7 +138,9 @@ def _check(case: RationalCase, *, quick: bool) -> Check:
             compare(compared, f"{block.name}: membrane potentials", layers[block.name].potentials, np.stack(u))
             compared.unsigned(f"{block.name}: membrane potentials", layers[block.name].potentials)
             compare(compared, f"{block.name}: spikes", layers[block.name].spikes, np.stack(o))
-        result = backend.value_and_grad(case.network, LOSSES[case.loss], weights, batch, rate_penalty=case.rate_penalty)
+        result = backend.value_and_grad(
+            case.network, EXACT_LOSSES[case.loss], weights, batch, rate_penalty=case.rate_penalty
+        )
         # The literal loss is half the Hamming distance, so that its gradient is the error of the spec.
         loss = expected.loss * 2 if case.loss == "hamming" else expected.loss
         compared.same("loss", Fraction(result.loss), loss)
@@ -241,6 +246,13 @@ _NETWORKS = {
     "recurrent convolution, direct coding": _parse("2C3R1s2b-3", _WIDE, input_shape=(2, 5, 5), coding="direct"),
     "branches, delays, recurrence": _parse("4-[4{delay=1}]+-3R{delay=1}", _WIDE, input_shape=(6,)),
     "concatenation": _parse(_CONCATENATED, _WIDE, input_shape=(1, 5, 5)),
+    "readout": _parse("5-4{neuron=readout,tau_m=2,tau_s=2}", _WIDE, input_shape=(6,)),
+    "convolution, readout with a bias": _parse(
+        "3C3p1-P2-2b{neuron=readout,tau_m=4,tau_s=1}", _WIDE, input_shape=(2, 4, 5)
+    ),
+    "direct coding, recurrence, readout": _parse(
+        "2C3s2-4R-4{neuron=readout,tau_m=1,tau_s=2}", _TRIANGLE, input_shape=(2, 5, 5), coding="direct"
+    ),
 }
 
 # Steps and seed of each loss. Seeds were chosen such that every layer spikes in 10 to 90 % of its possible steps, at

@@ -17,7 +17,7 @@ from stsbp_spec.networks.spec import NetworkSpec
 from stsbp_spec.typing import Memory
 
 from stsbp_conformance import reference
-from stsbp_conformance.cases import NetworkCase, cifar10
+from stsbp_conformance.cases import EXACT_LOSSES, NetworkCase, cifar10
 from stsbp_conformance.check import Check, Compared, Verdict
 from stsbp_conformance.tiers import bits, elementwise
 
@@ -82,7 +82,7 @@ def _gradient_check(case: NetworkCase, loss: str, dropout: tuple[int, int] | Non
         expected = reference.gradients(case, loss, "reproducible", dropout)
         got = backend.value_and_grad(
             case.network,
-            LOSSES[loss],
+            EXACT_LOSSES[loss],
             reference.weights(case),
             reference.data(case),
             precision="reproducible",
@@ -118,7 +118,7 @@ def _training_check(
         expected, results = reference.trained(case, loss, optimizer, 20, frozen)
         trainer = backend.trainer(
             case.network,
-            LOSSES[loss],
+            EXACT_LOSSES[loss],
             optimizer,
             precision="reproducible",
             seed=7,
@@ -174,6 +174,8 @@ CHECKS = (
     _gradient_check(bits.CONCATENATED, "van-rossum", (3, 5), quick=True),
     _gradient_check(bits.CONCATENATED_DIRECT, "hamming", (3, 5), quick=True),
     *(_gradient_check(case, "van-rossum", None, quick=case is bits.MODELS_DIRECT[-1]) for case in bits.MODELS_DIRECT),
+    *(_gradient_check(case, "mse", None, quick=False) for case in bits.READOUTS),
+    *(_gradient_check(case, "mse", (3, 5), quick=True) for case in bits.READOUT_LENGTHS),
     _gradient_check(bits.COUNTS, "van-rossum", None, quick=True),
     _gradient_check(SATURATED, "van-rossum", None, quick=True),
     _gradient_check(bits.FLOOR, "hamming", None, quick=True),
@@ -197,6 +199,12 @@ CHECKS = (
     _training_check(bits.CONCATENATED, "van-rossum", quick=True, memory="low"),
     _training_check(bits.CONCATENATED_DIRECT, "spike-count", quick=False),
     *(_training_check(bits.RECURRENT_DIRECT, "spike-count", quick=False, memory=m) for m in ("full", "low")),
+    *(
+        _training_check(case, "mse", quick=(i, memory) in ((1, "full"), (2, "low"), (3, "low")), memory=memory)
+        for i, case in enumerate(bits.READOUT_LENGTHS)
+        for memory in ("full", "low")
+    ),
+    *(_training_check(bits.READOUT, "mse", quick=False, optimizer=other) for other in (OPTIMIZER, *OTHER_OPTIMIZERS)),
     _training_check(bits.NORMALISED, "van-rossum", quick=False, memory="low"),
     *(_training_check(bits.LENGTHS, loss, quick=loss == "spike-count") for loss in LOSSES),
     *(_training_check(case, "van-rossum", quick=True, memory="low") for case in (SMALL[0], bits.DIRECT, SATURATED)),

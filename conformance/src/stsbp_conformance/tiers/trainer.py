@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from dataclasses import replace
 from functools import cache, partial
 
 import numpy as np
@@ -11,7 +12,6 @@ from stsbp_spec.engine.backend import AbstractBackend, Batch
 from stsbp_spec.engine.trainer import StepResult, Trainer, TrainState
 from stsbp_spec.errors import BackendError
 from stsbp_spec.models.encoders import PackedFrames
-from stsbp_spec.models.losses import LOSSES
 from stsbp_spec.models.neurons import LIF
 from stsbp_spec.models.optim import Optimizer
 from stsbp_spec.networks.spec import NetworkSpec
@@ -19,12 +19,12 @@ from stsbp_spec.registry import installed_backends, load_backend
 from stsbp_spec.typing import AnyArray, Precision
 
 from stsbp_conformance import reference
-from stsbp_conformance.cases import NetworkCase
+from stsbp_conformance.cases import EXACT_LOSSES, NetworkCase
 from stsbp_conformance.check import Check, Compared, Unavailable, Verdict
 from stsbp_conformance.tiers import bits
 from stsbp_conformance.tiers.reproducible import OPTIMIZER, OTHER_OPTIMIZERS, SATURATED, SMALL, TRAINED
 
-__all__ = ["CHECKS", "MANY", "open_usable", "resume_check", "shuffled"]
+__all__ = ["CHECKS", "MANY", "MANY_READOUTS", "open_usable", "resume_check", "shuffled"]
 
 CASE = SMALL[0]
 _PREFIXES = {"adamw": ("adamw.m", "adamw.v"), "adam": ("adam.m", "adam.v"), "sgd": ("sgd.momentum",)}
@@ -53,7 +53,7 @@ def _trainer(
     precision: Precision = "reproducible",
     optimizer: Optimizer = OPTIMIZER,
 ) -> Trainer:
-    return backend.trainer(case.network, LOSSES[loss], optimizer, precision=precision, seed=7)
+    return backend.trainer(case.network, EXACT_LOSSES[loss], optimizer, precision=precision, seed=7)
 
 
 def _fresh(case: NetworkCase) -> dict[str, AnyArray]:
@@ -94,6 +94,11 @@ MANY = NetworkCase(
     batch=24,
     density=0.3,
 )
+MANY_READOUTS = replace(
+    MANY,
+    id="24 samples, a readout",
+    network=NetworkSpec.parse("12-9{neuron=readout}", input_shape=(20,), neuron=LIF(3, 5 / 3, 0.4)),
+)
 
 
 def shuffled(case: NetworkCase, number: int) -> Batch:
@@ -103,18 +108,18 @@ def shuffled(case: NetworkCase, number: int) -> Batch:
     return Batch(inputs[:, order], targets[:, order])
 
 
-def _order(loss: str) -> Check:
+def _order(loss: str, case: NetworkCase = MANY) -> Check:
     """The order of the samples must not change the loss, not even in its last bit."""
 
     def run(backend: AbstractBackend) -> Verdict:
         compared = Compared()
-        expected = reference.gradients(MANY, loss, "fast", None).loss
+        expected = reference.gradients(case, loss, "fast", None).loss
         for number in range(6):
-            batch = shuffled(MANY, number)
-            computed = backend.value_and_grad(MANY.network, LOSSES[loss], reference.weights(MANY), batch)
+            batch = shuffled(case, number)
+            computed = backend.value_and_grad(case.network, EXACT_LOSSES[loss], reference.weights(case), batch)
             compared.same(f"loss, order {number}", computed.loss, expected)
-            trainer = _trainer(backend, MANY, loss, "fast")
-            _, result = trainer.step(trainer.init(_fresh(MANY)), batch)
+            trainer = _trainer(backend, case, loss, "fast")
+            _, result = trainer.step(trainer.init(_fresh(case)), batch)
             compared.same(f"loss of an update, order {number}", result.loss, expected)
         return compared.verdict()
 
@@ -241,8 +246,10 @@ def resume_check(other: str, optimizer: Optimizer = OPTIMIZER) -> Check:
 CHECKS = (
     *(_metrics(case, loss) for case, loss in TRAINED),
     _metrics(SATURATED, "van-rossum"),
+    _metrics(bits.READOUT_LENGTHS[0], "mse"),
     # Hamming distances are integers, which always add exactly.
     *(_order(loss) for loss in ("van-rossum", "spike-count")),
+    _order("mse", MANY_READOUTS),
     _packed(bits.SMALL[0]),
     _predict(bits.SMALL[1]),
     _predict(bits.DIRECT),
