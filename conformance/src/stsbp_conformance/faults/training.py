@@ -18,7 +18,7 @@ from stsbp_spec.engine.trainer import TrainState
 from stsbp_spec.equations.assembly import NeuronEquations
 from stsbp_spec.equations.expressions import sqrt, variable
 from stsbp_spec.models.encoders.packed import PackedFrames
-from stsbp_spec.models.losses import LOSSES, Hamming, Loss, SpikeCount, VanRossum
+from stsbp_spec.models.losses import Hamming, Loss, MeanSquaredError, SpikeCount, VanRossum
 from stsbp_spec.models.optim import AdamScalars, AdamWScalars, SGDScalars
 from stsbp_spec.models.optim.adamw import norm_exponent
 from stsbp_spec.models.rate_penalty import RatePenalty
@@ -29,6 +29,7 @@ from stsbp_spec.networks.spec import NetworkSpec
 from stsbp_spec.reference.backend import RULES, NumpyBackend
 from stsbp_spec.typing import AnyArray, Float32, UInt8
 
+from stsbp_conformance.cases import EXACT_LOSSES
 from stsbp_conformance.faults import changes
 from stsbp_conformance.faults.changes import Change, Fault, equation, fused, loss, method, neuron, node, trainer
 from stsbp_conformance.reference import NUMPY
@@ -36,7 +37,7 @@ from stsbp_conformance.tiers.neurons import with_surrogate
 
 __all__ = ["FAULTS"]
 
-_KNOWN = {type(loss): loss for loss in LOSSES.values()}
+_KNOWN = {type(loss): loss for loss in EXACT_LOSSES.values()}
 _ONE = np.float32(1)
 _LARGEST = np.nextafter(np.float32(CEILING), np.float32(0))
 
@@ -73,7 +74,7 @@ def _scale_of_all_steps(
     correct: Change, loss: Loss, psp: PSP, s: UInt8, targets: UInt8, batch: Any = None, padding: Any = None
 ) -> Any:
     if padding is not None:
-        scale = loss.constants(psp, len(s), batch or s.shape[1])["scale"]
+        scale = loss.layer_constants(psp, len(s), batch or s.shape[1], s.shape[2])["scale"]
         padding = padding | {"scale": np.full_like(padding["scale"], scale)}
     return correct(loss, psp, s, targets, batch, padding)
 
@@ -97,6 +98,14 @@ def _penalty_of_other_steps(
 def _penalties_exchanged(correct: Change, *arguments: Any, rate_penalty: Any = None, **options: Any) -> Any:
     names, penalties = [*(rate_penalty or {})], [*(rate_penalty or {}).values()]
     return correct(*arguments, rate_penalty=dict(zip(names, penalties[::-1], strict=True)), **options)
+
+
+def _of_real_targets(factor: Callable[[tuple[int, ...]], float]) -> type[NumpyBackend]:
+    """The error of `mse` times a factor, a function of the shape `[T, B, N]`."""
+    return loss(
+        MeanSquaredError,
+        lambda correct, loss, psp, u, *args: correct(loss, psp, u, *args) * np.float32(factor(u.shape)),
+    )
 
 
 def _zeroed(x: AnyArray, at: int | slice) -> AnyArray:
@@ -303,6 +312,32 @@ FAULTS = (
               NUMPY.psp_forward(psp, s.astype(np.float32) - targets) * np.float32(1 / s.shape[1])))),
     Fault("SpikeCountByT", "The error of the spike count is divided by T only once.",
           loss(SpikeCount, lambda correct, loss, psp, s, *args: correct(loss, psp, s, *args) * np.float32(len(s)))),
+    Fault("ErrorsOfOutputsAdded", "The mean squared error is a sum over the outputs instead of a mean.",
+          _of_real_targets(lambda shape: shape[2])),
+    Fault("ErrorsOfStepsAdded", "The mean squared error is a sum over the steps instead of a mean.",
+          _of_real_targets(lambda shape: shape[0])),
+    Fault("ErrorsOfSamplesAdded", "The mean squared error is a sum over the samples instead of a mean.",
+          _of_real_targets(lambda shape: shape[1])),
+    Fault("HalfTheSquare", "The error of the mean squared error lacks the factor 2 of the square.",
+          _of_real_targets(lambda shape: 0.5)),
+    Fault("AwayFromTheTarget", "The mean squared error drives potentials away from their targets.",
+          equation("mse_backward", sub=lambda x: node("sub", *x.args[::-1]))),
+    Fault("MeanOfAllSteps", "The mean squared error of a sample that ends early divides by the steps of the batch.",
+          loss(MeanSquaredError, _scale_of_all_steps)),
+    Fault("PaddedTargets", "The mean squared error also compares padded steps.",
+          loss(MeanSquaredError, lambda correct, loss, psp, u, targets, batch=None, padding=None: correct(
+              loss, psp, u, targets, batch,
+              padding if padding is None else padding | {"inside": np.ones_like(padding["inside"])}))),
+    Fault("TargetsInBytes", "Real targets are rounded to bytes.",
+          loss(MeanSquaredError, lambda correct, loss, psp, u, targets, *args: correct(
+              loss, psp, u, np.rint(targets.clip(0, 255)).astype(np.uint8).astype(np.float32), *args))),
+    Fault("TargetsInHalfPrecision", "Real targets are rounded to float16.",
+          loss(MeanSquaredError, lambda correct, loss, psp, u, targets, *args: correct(
+              loss, psp, u, targets.astype(np.float16).astype(np.float32), *args))),
+    Fault("DifferencesBelowTheFloor", "The mean squared error does not snap differences below the floor to zero.",
+          equation("mse_backward", snap=lambda x: x.args[0])),
+    Fault("ErrorOfTheSpikes", "The mean squared error compares spikes, not potentials, with the targets.",
+          loss(MeanSquaredError, lambda correct, loss, psp, u, *args: correct(loss, psp, np.zeros_like(u), *args))),
     Fault("BytesWrapAround", "Output minus target is taken in bytes, except by the spike count: it wraps around.",
           method(loss_error=lambda correct, loss, psp, s, targets, *args: (
               correct(loss, psp, s, targets, *args) if isinstance(loss, SpikeCount) else
