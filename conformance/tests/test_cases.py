@@ -3,15 +3,14 @@
 import numpy as np
 import pytest
 from stsbp_conformance import reference
-from stsbp_conformance.cases import NetworkCase, normal
+from stsbp_conformance.cases import EXACT_LOSSES, NetworkCase, normal
 from stsbp_conformance.check import Unavailable
-from stsbp_conformance.tiers import bits, neurons, pairs, rational, reproducible, trainer
+from stsbp_conformance.tiers import bits, elementwise, neurons, pairs, rational, reproducible, trainer
 from stsbp_spec.contract.grid import FLOOR, MIN_WEIGHT_BITS
-from stsbp_spec.models.losses import LOSSES
 from stsbp_spec.models.neurons import LIF
 from stsbp_spec.networks.ops import PSP
 
-CASES = (*bits.CASES, *reproducible.SMALL, reproducible.NMNIST, reproducible.CIFAR10)
+CASES = (*bits.CASES, *bits.READOUTS, *reproducible.SMALL, reproducible.NMNIST, reproducible.CIFAR10)
 
 
 LARGE = {case.id for case in CASES if "96C3" in case.id or "128C3" in case.id}
@@ -25,8 +24,8 @@ def test_every_layer_fires(case: NetworkCase) -> None:
         layers = reference.run(case).layers
     except Unavailable as reason:
         pytest.skip(str(reason))
-    for name, layer in layers.items():
-        rate = float(np.mean(layer.spikes))
+    for name in (block.name for block in case.network.blocks if block.neuron.makes_spikes):
+        rate = float(np.mean(layers[name].spikes))
         least = 0.0 if case.source == "burst" else 0.01
         assert least < rate < 0.8, f"{name} fires at {rate}"
 
@@ -71,24 +70,38 @@ def test_lif_pair_decays_into_the_floor_in_both_directions() -> None:
 @pytest.mark.parametrize("case", rational.CASES, ids=[case.id for case in rational.CASES])
 def test_rational_case_spikes_and_has_gradients(case: rational.RationalCase) -> None:
     result = rational.oracle(case)
-    for spikes in result.run.o.values():
+    trains = list(result.run.o.values())
+    for spikes in trains[:-1] if case.network.has_readout else trains:
         assert 0.1 <= np.stack(spikes).astype(float).mean() <= 0.9
     for gradient in result.gradients.values():
         assert (gradient != 0).mean() >= 0.3
 
 
-@pytest.mark.parametrize("loss", ["van-rossum", "spike-count"])
+@pytest.mark.parametrize("loss", ["van-rossum", "spike-count", "mse"])
 def test_a_plain_sum_of_the_many_samples_depends_on_their_order(loss: str) -> None:
-    sums = set()
+    sums, case = set(), trainer.MANY_READOUTS if loss == "mse" else trainer.MANY
     for number in range(6):
-        batch = trainer.shuffled(trainer.MANY, number)
-        spikes = reference.NUMPY.run(
-            trainer.MANY.network, reference.weights(trainer.MANY), batch.inputs, trainer.MANY.steps
-        )
-        output = list(spikes.layers.values())[-1].spikes
-        distances = LOSSES[loss].distance(output, batch.targets, trainer.MANY.network.output_psp)
+        batch = trainer.shuffled(case, number)
+        layers = reference.NUMPY.run(case.network, reference.weights(case), batch.inputs, case.steps).layers
+        output = list(layers.values())[-1]
+        outputs = output.potentials if loss == "mse" else output.spikes
+        distances = EXACT_LOSSES[loss].distance(outputs, batch.targets, case.network.output_psp)
         sums.add(float(np.cumsum(distances)[-1]))
     assert len(sums) > 1
+
+
+def test_real_targets_and_potentials_have_every_kind() -> None:
+    targets = bits.READOUT.data().targets
+    assert targets.dtype == np.float32
+    assert ((targets < 0) | (targets > 1)).mean() > 0.3
+    assert (targets == 0).any()
+    assert ((targets != 0) & (np.abs(targets) < np.finfo(np.float32).tiny)).any()
+    u, targets = elementwise.readout_data((330, 3, 10), 640)
+    assert ((u == 0) | (np.abs(u) >= FLOOR)).all()
+    difference = u.astype(np.float64) - targets
+    for kind in (difference == 0, np.abs(difference) == FLOOR, np.abs(difference) > 1e28):
+        assert kind.any()
+    assert ((difference != 0) & (np.abs(difference) < FLOOR)).sum() > 1000
 
 
 def test_dropout_changes_the_gradients() -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from stsbp_conformance.cases import EXACT_LOSSES
 from stsbp_conformance.check import Unavailable
 from stsbp_conformance.faults import FAULTS, Fault, caught_by, quick_checks
 from stsbp_conformance.tiers import elementwise, pairs
@@ -16,7 +17,7 @@ from stsbp_spec.engine.plan import rule_of
 from stsbp_spec.engine.rules import Rule
 from stsbp_spec.engine.trainer import Trainer
 from stsbp_spec.equations.assembly import NeuronEquations
-from stsbp_spec.models.losses import LOSSES, Loss
+from stsbp_spec.models.losses import Loss
 from stsbp_spec.models.surrogates import SURROGATES
 from stsbp_spec.networks.graph import Op
 from stsbp_spec.networks.ops import MERGES, Add, AvgPool2d, Concat, Conv2d, Flatten, Linear, MaxPool2d, Upsample2d
@@ -103,16 +104,16 @@ def test_backend_without_a_fault_passes_and_the_quick_checks_leave_nothing_out()
     passing = {"max pooling", "upsampling", "flattening", "sum", "concatenation"}
     exact = {name for name, surrogate in SURROGATES.items() if surrogate().exact}
     expected = {
-        1: {*layers, *passing, *LOSSES},
+        1: {*layers, *passing, *EXACT_LOSSES},
         2: {*layers, *passing},
-        3: {*layers, *passing, *LOSSES, *SURROGATES},
-        4: {*layers, *passing, *LOSSES, *exact, "dropout", "memory full", "memory low", "reproducible"},
+        3: {*layers, *passing, *EXACT_LOSSES, *SURROGATES},
+        4: {*layers, *passing, *EXACT_LOSSES, *exact, "dropout", "memory full", "memory low", "reproducible"},
         5: {
-            *LOSSES,
+            *EXACT_LOSSES,
             *SURROGATES,
         },  # its checks of synapses, pooling and dropout are all quick, and too small to be less
-        6: {*layers, *LOSSES, "dropout", "fast", "reproducible"},
-        8: {"convolution, stride 1", "linear", "pooling", "events", "dropout", "reproducible"},
+        6: {*layers, *EXACT_LOSSES, "dropout", "fast", "reproducible"},
+        8: {"mse", "convolution, stride 1", "linear", "pooling", "events", "dropout", "reproducible"},
         7: {"drift", "twice-hamming", "parabola", "twice-triangle"},
     }
     missing = {tier: features - {f for t, f in backend.seen if t == tier} for tier, features in expected.items()}

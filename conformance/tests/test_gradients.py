@@ -70,6 +70,14 @@ def test_the_error_analysis_has_the_values_of_the_literal_form(case: NetworkCase
         assert np.abs(near.value - literal[name]).max() <= 1e-13 * np.abs(literal[name]).max(), name
 
 
+@pytest.mark.parametrize("loss", ["mse", None])
+@pytest.mark.parametrize("case", bits.READOUTS, ids=lambda case: case.id)
+def test_the_error_analysis_of_a_readout_has_the_values_of_the_literal_form(
+    case: NetworkCase, loss: str | None
+) -> None:
+    test_the_error_analysis_has_the_values_of_the_literal_form(case, loss)
+
+
 @pytest.mark.parametrize(("steps", "least", "most"), [(10, 1e-6, 1e-5), (100, 1.0, 1e5)])
 def test_the_bound_of_a_recurrence_grows_with_time_and_its_spread_does_not(
     steps: int, least: float, most: float

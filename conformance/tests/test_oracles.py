@@ -18,13 +18,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+from stsbp_conformance.cases import EXACT_LOSSES, real_targets
 from stsbp_conformance.oracles import roundoff
 from stsbp_conformance.oracles.literal import Literal, LiteralRun
 from stsbp_spec.contract.random import Stream, bits, uniform
 from stsbp_spec.engine.backend import Batch
 from stsbp_spec.errors import NetworkError
-from stsbp_spec.models.losses import LOSSES, Hamming, Loss
-from stsbp_spec.models.neurons import ALIF, IF, LIF, PLIF
+from stsbp_spec.models.losses import LOSSES, Hamming, Loss, MeanSquaredError
+from stsbp_spec.models.neurons import ALIF, IF, LIF, PLIF, Readout
 from stsbp_spec.models.rate_penalty import RatePenalty
 from stsbp_spec.models.surrogates import (
     SURROGATES,
@@ -133,17 +134,24 @@ _GRAPHS = {
     "concatenation": _CONCATENATION,
 }
 _KINDS = [*_CHAINS, *_GRAPHS]
+# Networks that end with a readout.
+_READOUTS = {
+    "readout": "5C3p1-P2-6C3b-5b{neuron=readout,tau_m=3}",
+    "readout after images": "4C3s2p1b-P2-12-5{neuron=readout,tau_s=4,tau_rise=2}",
+    "readout after a recurrence": "8R-[8R{neuron=plif}|8{delay=1}]+-5{neuron=readout,tau_m=1,psp_gain=unit}",
+}
 _STEPS, _BATCH = 9, 2
 # Each network with every time constant and, since a loss does not know the network, one loss for each of them.
 _EACH = [(kind, tau, [*LOSSES][(i + j) % len(LOSSES)]) for i, kind in enumerate(_KINDS) for j, tau in enumerate(_TAUS)]
+_EACH += [(kind, tau, "mse") for kind in _READOUTS for tau in _TAUS]
 
 
 def _network(kind: str, tau: float, surrogate: Surrogate | None = None) -> NetworkSpec:
     """Pooling, stride and padding with events; direct coding; counts after an input filter; biases; graphs."""
     neuron = LIF(tau, 5 / 3 if tau == 3 else tau, 0.5, surrogate or FastSigmoid())
-    if kind in _GRAPHS:
+    if kind in _GRAPHS or kind in _READOUTS:
         coding: Coding = "direct" if kind.endswith("images") else "events"
-        return NetworkSpec.parse(_GRAPHS[kind], input_shape=(2, 9, 8), coding=coding, neuron=neuron)
+        return NetworkSpec.parse((_GRAPHS | _READOUTS)[kind], input_shape=(2, 9, 8), coding=coding, neuron=neuron)
     if kind == "events":
         return NetworkSpec.parse("5C3p1-P2-6C3p1-P2-5", input_shape=(2, 9, 8), neuron=neuron)
     if kind == "strides":
@@ -175,7 +183,8 @@ def _batch(network: NetworkSpec, steps: int = _STEPS, seed: int = 1) -> Batch:
         inputs = (uniform(seed, Stream.AUGMENT, math.prod(shape)) * 256).astype(np.uint8).reshape(shape)
     else:
         inputs = _trains((steps, *shape), 0.3, seed) * np.uint8(network.input_max)
-    return Batch(inputs, _trains((steps, _BATCH, network.outputs), 0.4, seed + 1))
+    output = (steps, _BATCH, network.outputs)
+    return Batch(inputs, real_targets(output, seed + 1) if network.has_readout else _trains(output, 0.4, seed + 1))
 
 
 def _on_grid(network: NetworkSpec, seed: int = 1) -> dict[str, Float32]:
@@ -209,17 +218,25 @@ def test_float32_against_literal_float64(kind: str, tau: str, loss: str) -> None
     weights, batch = _on_grid(network), _batch(network)
     literal = Literal(network)
     run, exact, targets = _literal(literal, weights, batch)
-    expected = literal.backward(LOSSES[loss], exact, run, targets)
+    expected = literal.backward(EXACT_LOSSES[loss], exact, run, targets)
     layers = NUMPY.run(network, weights, batch.inputs, _STEPS).layers
-    result = NUMPY.value_and_grad(network, LOSSES[loss], weights, batch)
-    value = literal.loss(LOSSES[loss], run, targets) * (2 if loss == "hamming" else 1)
-    assert result.loss == pytest.approx(value, rel=1e-13)
-    error = roundoff.loss_error(LOSSES[loss], network.output_psp, result.spikes, batch.targets)
-    near = roundoff.gradients(network, weights, batch.inputs, layers, error, potentials="float64")
+    result = NUMPY.value_and_grad(network, EXACT_LOSSES[loss], weights, batch)
     potentials = roundoff.membrane_potentials(network, weights, batch.inputs, layers)
+    value = literal.loss(EXACT_LOSSES[loss], run, targets) * (2 if loss == "hamming" else 1)
+    outputs: AnyArray | roundoff.Near = result.spikes
+    if loss == "mse":
+        # The loss is that of float32's potentials, which are off by at most their bound.
+        outputs = potentials[network.blocks[-1].population]
+        distance, off = np.abs(outputs.value - batch.targets), outputs.bound
+        assert abs(result.loss - value) <= (2 * distance * off + off * off).mean() + 1e-13 * value
+        assert result.loss == pytest.approx(value, rel=1e-5)
+    else:
+        assert result.loss == pytest.approx(value, rel=1e-13)
+    error = roundoff.loss_error(EXACT_LOSSES[loss], network.output_psp, outputs, batch.targets)
+    near = roundoff.gradients(network, weights, batch.inputs, layers, error, potentials="float64")
     for block in network.blocks:
         o, u = np.stack(run.o[block.population]), np.stack(run.u[block.population])
-        assert 0.05 < o.mean() < 0.7
+        assert 0.05 < o.mean() < 0.7 if block.neuron.makes_spikes else not o.any()
         assert np.array_equal(layers[block.name].spikes, o)
         _agree(potentials[block.population].value, u)
         _within(layers[block.name].potentials, u, potentials[block.population].bound)
@@ -377,6 +394,20 @@ def test_literal_gradient_of_each_loss_against_finite_differences(tau: str, loss
     _against_differences(literal, LOSSES[loss], weights, _frames(literal, batch), targets, step=1e-5, digits=1e-9)
 
 
+@pytest.mark.parametrize("surrogate", [FastSigmoid(), Arctan()], ids=str)
+@pytest.mark.parametrize("kind", _READOUTS)
+def test_literal_gradient_of_a_readout_against_finite_differences(kind: str, surrogate: Surrogate) -> None:
+    """Random cotangents: the targets are the potentials and normal random numbers."""
+    network = _network(kind, 3.0, surrogate)
+    literal = Literal(network, smooth=True)
+    batch = _batch(network)
+    run, weights, _ = _literal(literal, _on_grid(network), batch)
+    rng = np.random.default_rng(2)
+    targets = [u + rng.normal(size=u.shape) for u in run.u[network.blocks[-1].population]]
+    frames = _frames(literal, batch)
+    _against_differences(literal, MeanSquaredError(), weights, frames, targets, step=1e-5, digits=1e-9)
+
+
 def _against_differences(
     literal: Literal,
     loss: Loss,
@@ -473,6 +504,11 @@ def _torch_gradients(
         decay = 1.0 if isinstance(model, IF) else 1 - 1 / model.tau_m
         if isinstance(model, PLIF):
             decay = w[bound_node.parameters["decay"]].view(shape)
+        if isinstance(model, Readout):
+            potentials = [z[0]]
+            for x in z[1:]:
+                potentials.append(decay * potentials[-1] + x)
+            return potentials
         u, o, v, a, spikes = (torch.zeros_like(z[0]), torch.zeros_like(z[0]), model.threshold, 0, list[Any]())
         for x in z:
             # The whole of a recurrence's filtered spikes anew, to share no step with what is tested.
@@ -517,7 +553,9 @@ def _torch_gradients(
     spikes = values[network.graph.nodes[-1].name]
     target_spikes = [torch.from_numpy(x) for x in targets]
     batch = len(targets[0])
-    if loss == "van-rossum":
+    if loss == "mse":
+        value = 2 * batch * torch.nn.functional.mse_loss(torch.stack(spikes), torch.stack(target_spikes))
+    elif loss == "van-rossum":
         filter = network.output_psp.first_order
         value = sum(((x - y) ** 2).sum() for x, y in zip(psp(filter, spikes), psp(filter, target_spikes), strict=True))
     elif loss == "hamming":
@@ -540,7 +578,7 @@ def test_literal_float64_against_torch_autograd(kind: str, tau: str, loss: str) 
     if loss == "hamming":
         targets = _cotangent_targets(run, 1)
     gradients = _torch_gradients(network, weights, _frames(literal, batch), loss, targets)
-    for name, gradient in literal.backward(LOSSES[loss], weights, run, targets).items():
+    for name, gradient in literal.backward(EXACT_LOSSES[loss], weights, run, targets).items():
         assert np.abs(gradient).max() > 0
         assert np.abs(gradients[name] - gradient).max() <= 1e-13 * np.abs(gradient).max()
 

@@ -17,10 +17,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from stsbp_conformance.oracles import roundoff
 from stsbp_conformance.oracles.roundoff import TINY, Near, U
+from stsbp_conformance.tiers import elementwise
 from stsbp_spec.contract.grid import FLOOR
 from stsbp_spec.engine.backend import NeuronResiduals
 from stsbp_spec.equations.expressions import Expr, Names, ordered
-from stsbp_spec.models.losses import LOSSES
+from stsbp_spec.models.losses import LOSSES, MeanSquaredError
 from stsbp_spec.models.neurons import LIF, PLIF
 from stsbp_spec.models.surrogates import (
     SURROGATES,
@@ -284,6 +285,23 @@ def test_loss_error_within_the_bound(loss: str, tau: float) -> None:
     assert (np.abs(grad_spikes - near.value) <= near.bound).all()
     assert np.abs(near.value).max() > 0
     assert near.error.max() <= 50 * U * np.abs(near.value).max()
+
+
+def test_error_of_real_targets_within_the_bound() -> None:
+    u, targets = elementwise.readout_data((40, 3, 50), 5)
+    near = roundoff.loss_error(MeanSquaredError(), PSP(3), u, targets)
+    error = NUMPY.loss_error(MeanSquaredError(), PSP(3), u, targets)
+    assert (np.abs(error - near.value) <= near.bound).all()
+    ordinary = np.abs(near.value) > 2.0**-60
+    assert ordinary.mean() > 0.5
+    assert (near.error <= 4 * U * np.abs(near.value))[ordinary].all()
+    # Potentials with errors: each error comes through, and nothing else changes.
+    off = np.full(u.shape, 2.0**-10)
+    wide = roundoff.loss_error(MeanSquaredError(), PSP(3), Near(u.astype(np.float64), off, off), targets)
+    assert np.array_equal(wide.value, near.value)
+    perturbed = 2 / u.size * (u.astype(np.float64) + off - targets)
+    assert (np.abs(perturbed - wide.value) <= wide.bound).all()
+    assert (wide.error <= near.error + 1.001 * 2 / u.size * off).all()
 
 
 def test_what_float32_computes_exactly_has_no_error() -> None:
