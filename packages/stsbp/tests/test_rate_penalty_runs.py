@@ -204,7 +204,8 @@ def test_a_trainer_is_saved_with_its_penalties(tmp_path: Path) -> None:
         spec, VanRossum(), AdamW(), precision="reproducible", rate_penalty={"linear1": RatePenalty(0.05, 7.0)}
     )
     rng = np.random.default_rng(1)
-    batch = Batch(*((rng.random((5, 2, n)) < 0.4).astype(np.uint8) for n in (9, 3)))
+    inputs, targets = ((rng.random((5, 2, n)) < 0.4).astype(np.uint8) for n in (9, 3))
+    batch = Batch(inputs, targets)
     state, result = trainer.step(trainer.init(initial_weights(spec, 0)), batch)
     assert result.penalties.keys() == {"linear1"}
     from stsbp.api.state import settings_of_trainer
