@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from stsbp_spec.errors import ShapeError
 from stsbp_spec.typing import AnyArray, Coding, Int64, Shape, UInt8
-from stsbp_spec.validation import array_of, listed, shown
+from stsbp_spec.validation import array_of, integer, listed, shown
 
 from stsbp.datasets.base import MOST_CLASSES, Dataset, FrameSplit, Request, Split, cut_test
 from stsbp.datasets.info import DatasetInfo
@@ -80,7 +80,9 @@ class GivenData:
             DataError: it may be the axis of the samples.
         """
         samples, steps = self.unconfirmed_samples, self.steps
-        if samples is None or steps is None or steps in known_steps or not may_be_swapped(samples, steps):
+        if samples is None or steps is None or not may_be_swapped(samples, steps):
+            return
+        if steps in map(integer, known_steps):
             return
         raise axis_order_error("data have", samples, steps, "time", f"the samples, {_SWAP}")
 
