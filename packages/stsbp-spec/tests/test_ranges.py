@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -25,7 +25,7 @@ from stsbp_spec.equations.expressions import (
     where,
 )
 from stsbp_spec.equations.ranges import LARGEST, Range, flushes_of, shown_flushes
-from stsbp_spec.models.losses import LOSSES
+from stsbp_spec.models.losses import LOSSES, OF_REAL_TARGETS, MeanSquaredError
 from stsbp_spec.models.losses.base import Loss, LossStep
 from stsbp_spec.models.neurons import ALIF, IF, LIF, NEURONS, NeuronModel
 from stsbp_spec.models.neurons.base import Step
@@ -138,9 +138,34 @@ def test_every_model_of_the_spec_is_tried() -> None:
     assert set(NEURONS.values()) <= {LIF, IF, ALIF, PLIF}
 
 
-@pytest.mark.parametrize("loss", LOSSES.values(), ids=lambda loss: str(loss.name))
+@pytest.mark.parametrize("loss", [*LOSSES.values(), *OF_REAL_TARGETS.values()], ids=lambda loss: str(loss.name))
 def test_the_specs_losses_show_no_flush(loss: Loss) -> None:
     assert flushes_of(loss) == ()
+
+
+@pytest.mark.parametrize(
+    ("error", "expressions"),
+    [
+        (lambda x: unsnapped(2.0**30 * x.target), ["target"]),
+        (lambda x: 2.0**30 * x.target, ["target"]),
+        (lambda x: 2.0**25 * x.target, []),
+        (lambda x: unsnapped(2.0**30 * snap(x.target)), []),
+        (lambda x: unsnapped(0.5 * x.target), []),
+        (lambda x: unsnapped(where(x.target < 0, 1, 0)), ["target"]),
+        (lambda x: unsnapped(x.o * x.target * 2.0**60), ["target", "o * target"]),
+        (lambda x: unsnapped(2.0**30 * (x.o - x.target)), ["target", "o - target"]),
+        (lambda x: unsnapped(2.0**30 * snap(x.o - x.target)), []),
+    ],
+)
+def test_a_real_target_may_be_subnormal(error: Callable[[Names], Expr], expressions: list[str]) -> None:
+    @dataclass(frozen=True)
+    class Real(MeanSquaredError):
+        def back(self, p: Names, s: Names, x: Names) -> LossStep:
+            return LossStep({}, error(x))
+
+    flushes = flushes_of(Real())
+    assert [flush.expression for flush in flushes] == expressions
+    assert all(f"write snap({flush.expression})" in str(flush) for flush in flushes)
 
 
 def test_a_model_a_surrogate_and_a_loss_that_show_one_are_found() -> None:

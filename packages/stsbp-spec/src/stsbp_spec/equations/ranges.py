@@ -91,7 +91,7 @@ class Flush:
 
     Attributes:
         equation: name of the equation.
-        expression: the operation, as text.
+        expression: the operation, as text; or an input.
         changed: what then differs, as text.
     """
 
@@ -149,7 +149,7 @@ class _Analysis:
 
     def differing(self, operation: int | None) -> tuple[str | None, list[int]]:
         """Where libraries differ, depending on whether they keep subnormal results of `operation` (None: of any
-        operation); and the operations that may have such results."""
+        operation); and the operations that may have such results. An input that may be subnormal is one of them."""
         states = {name: Range() for name in self._states}
         for _ in range(_MOST_ROUNDS):
             ranges, origins = self._ranges({**self._input_ranges, **states}, operation)
@@ -176,6 +176,9 @@ class _Analysis:
         for index, (x, operands) in enumerate(self._nodes):
             if x.op == "variable":
                 result_range = variables[str(x.name)]
+                if x.name in self._input_ranges and result_range.differ:
+                    origins.append(index)
+                    result_range = result_range if operation in (None, index) else replace(result_range, differ=0.0)
             elif x.op == "constant":
                 result_range = Range.of_number(x.value)
             else:
