@@ -13,7 +13,7 @@ import pytest
 from stsbp_spec.equations.assembly import filter_equations, loss_equations, neuron_equations
 from stsbp_spec.equations.expressions import Recurrence
 from stsbp_spec.equations.printers import LANGUAGES, definition
-from stsbp_spec.models.losses import LOSSES
+from stsbp_spec.models.losses import LOSSES, OF_REAL_TARGETS
 from stsbp_spec.models.neurons import ALIF, IF, LIF, NEURONS, PLIF
 from stsbp_spec.models.optim import adam, sgd
 from stsbp_spec.models.optim.adamw import LEARNED_UPDATE, UPDATE
@@ -35,7 +35,7 @@ def recurrences() -> Iterator[tuple[str, Recurrence]]:
     for name, psp in filters.items():
         alone = filter_equations(psp.filter())
         yield from ((f"filter of {name}", x) for x in (alone.forward, alone.backward))
-    for name, loss in LOSSES.items():
+    for name, loss in (LOSSES | OF_REAL_TARGETS).items():
         error = loss_equations(loss)
         yield from ((f"error of {name}", x) for x in (error.forward, error.backward) if x is not None)
     yield "adamw", UPDATE

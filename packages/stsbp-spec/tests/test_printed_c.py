@@ -12,7 +12,7 @@ import pytest
 from stsbp_spec.equations.assembly import filter_equations, loss_equations, neuron_equations
 from stsbp_spec.equations.expressions import Recurrence, variable
 from stsbp_spec.equations.printers import LANGUAGES, definition, numpy_function
-from stsbp_spec.models.losses import LOSSES
+from stsbp_spec.models.losses import LOSSES, OF_REAL_TARGETS
 from stsbp_spec.models.neurons import NEURONS, parse_neuron
 from stsbp_spec.models.optim.adamw import LEARNED_UPDATE, UPDATE
 from stsbp_spec.models.surrogates import SURROGATES
@@ -26,7 +26,7 @@ static float snap(float x) { return fabsf(x) < 0x1p-100f ? 0.0f : x; }
 """
 _MODELS = [parse_neuron(f"{name}:surrogate={surrogate}", {}) for name in NEURONS for surrogate in SURROGATES]
 _BOTH = [neuron_equations(PSP(4, 2).filter(), model) for model in _MODELS]
-_PASSES = [loss_equations(loss) for loss in LOSSES.values()]
+_PASSES = [loss_equations(loss) for loss in (LOSSES | OF_REAL_TARGETS).values()]
 _A, _B, _C = map(variable, "abc")
 _MINUS = -(_A - _B)
 NEGATED = Recurrence(
