@@ -328,14 +328,14 @@ def test_what_does_not_fit_is_refused() -> None:
     infinite = targets.copy()
     infinite[7, 4, 0] = np.inf
     cases: tuple[tuple[NetworkSpec, Loss, Any, type[Exception], str], ...] = (
-        (NETWORK, MeanSquaredError(), trains, ShapeError, r"of the loss mse must be float32 \[T, B, N\].*got uint8"),
+        (NETWORK, MeanSquaredError(), trains, ShapeError, "must be float32.*real numbers for the loss mse, got uint8"),
         (NETWORK, MeanSquaredError(), targets.astype(np.float64), ShapeError, "must be float32.*got float64"),
         (NETWORK, MeanSquaredError(), targets.astype(np.float16), ShapeError, "must be float32.*got float16"),
         (NETWORK, MeanSquaredError(), targets[..., :3], ShapeError, r"must be \[T, B, N\] = \(8, 5, 4\)"),
         (NETWORK, MeanSquaredError(), not_finite, NumericError, "got nan at step 2 of sample 1, output 3"),
         (NETWORK, MeanSquaredError(), infinite, NumericError, "got inf at step 7 of sample 4, output 0"),
-        (NETWORK, CrossEntropy(), targets, ShapeError, "of the loss cross-entropy must be uint8.*got float32"),
-        (SPIKING, Hamming(), targets, ShapeError, "of the loss hamming must be uint8.*got float32"),
+        (NETWORK, CrossEntropy(), targets, ShapeError, r"must be uint8 \[T, B, N\].*got float32"),
+        (SPIKING, Hamming(), targets, ShapeError, r"must be uint8 \[T, B, N\].*got float32"),
         (SPIKING, MeanSquaredError(), targets, SpecError, r"the loss mse reads the potentials of a readout"),
         (NETWORK, Hamming(), trains, SpecError, "take the loss cross-entropy or cross-entropy-max or mse"),
     )
