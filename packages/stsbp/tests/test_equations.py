@@ -145,5 +145,5 @@ def test_an_unknown_equation_is_refused_with_the_known_ones(stsbp: Callable[...,
     assert refused.output == (
         "Error: no equation is called 'lf' (did you mean lif?); there are: "
         f"lif, if, alif, plif, {', '.join(SURROGATES)}, filter, van-rossum, hamming, "
-        "spike-count, adamw, adam, sgd\n"
+        "spike-count, rate-penalty, adamw, adam, sgd\n"
     )
