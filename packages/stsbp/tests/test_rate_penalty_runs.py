@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 import stsbp
 from click.testing import Result
+from stsbp.api.state import settings_of_trainer
 from stsbp.config import RunConfig, SettingsSource, read_toml, resolve
 from stsbp.errors import ConfigError
 from stsbp.rate_penalty import canonical, describe_penalties, penalties_of, text_of
@@ -208,7 +209,5 @@ def test_a_trainer_is_saved_with_its_penalties(tmp_path: Path) -> None:
     batch = Batch(inputs, targets)
     state, result = trainer.step(trainer.init(initial_weights(spec, 0)), batch)
     assert result.penalties.keys() == {"linear1"}
-    from stsbp.api.state import settings_of_trainer
-
     assert settings_of_trainer(trainer)["rate_penalty"] == "linear1=0.05:7.0"
     assert state.step == 1
