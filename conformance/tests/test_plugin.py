@@ -60,7 +60,7 @@ def test_matrix_json_and_page(tmp_path: Path) -> None:
     run = _run(tmp_path, "--backend", "numpy", "-k", "tier1 and rectangle", "--conformance-json", "out/results.json")
     assert run.returncode == 0, run.stdout
     assert "tier 1: rational oracle" in run.stdout
-    assert "numpy: 3 passed, 0 failed, 0 skipped;" in run.stdout
+    assert "numpy: 4 passed, 0 failed, 0 skipped;" in run.stdout
     report = json.loads((tmp_path / "out/results.json").read_text())
     assert list(report["backends"]) == ["numpy"]
     assert {(c["tier"], c["backend"], c["result"], c["kind"]) for c in report["cells"]} == {
