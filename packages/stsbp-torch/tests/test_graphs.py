@@ -19,6 +19,7 @@ from stsbp_spec.equations.expressions import Recurrence
 from stsbp_spec.errors import BackendError
 from stsbp_spec.models.losses.cross_entropy import CrossEntropy, CrossEntropyOfMaximum
 from stsbp_spec.models.neurons import PLIF
+from stsbp_spec.models.rate_penalty import LayerPenalties, RatePenalty, constants_of_lengths
 from stsbp_spec.typing import Coding, Memory, Precision
 from stsbp_torch.backend import TorchBackend
 from stsbp_torch.engine import graphs
@@ -102,6 +103,7 @@ class Case:
     padded: bool = False
     neuron: Any = field(default_factory=lambda: LIF(3, 5 / 3))
     loss: Any = field(default_factory=VanRossum)
+    rate_penalty: LayerPenalties = ()
 
     STEPS: ClassVar[int] = 4
 
@@ -134,6 +136,8 @@ CASES = {
     "recurrent": Case("12R-10", (7,)),
     "learned": Case("4C3-U2-10", neuron=PLIF(3)),
     "padded": Case("4C3bn-12", padded=True),
+    "penalised": Case("4C3-P2-6C3-20", rate_penalty=(("conv1", RatePenalty(0.1, 9.0)), ("linear3", RatePenalty(0, 9)))),
+    "penalised, padded": Case("4C3-12", padded=True, memory="low", rate_penalty=(("linear2", RatePenalty(0, 9.0)),)),
     "readout": Case("12-5{neuron=readout}", (7,), precision="fast", loss=CrossEntropy()),
 }
 
@@ -148,12 +152,14 @@ def train(backend: TorchBackend, case: Case, batches: Sequence[Batch]) -> tuple[
         seed=5,
         memory=case.memory,
         micro_batch=case.micro_batch,
+        rate_penalty=dict(case.rate_penalty),
     )
     state = trainer.init(initial_weights(case.network, 1, 2.0))
     results = []
     for batch in batches:
         state, result = trainer.step(state, batch)
-        results.append((result.loss, result.gradient_norm, result.rates, result.zeroed, result.spikes.tobytes()))
+        numbers = (result.rates, result.zeroed, result.penalties)
+        results.append((result.loss, result.gradient_norm, *numbers, result.spikes.tobytes()))
     return {name: x.tobytes() for name, x in trainer.export_state(state).items()}, results
 
 
@@ -291,7 +297,7 @@ def test_a_recorded_step_keeps_to_the_device(
     name: str, inexact: bool, launches: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from stsbp_spec.distributed.collective import Alone, BatchSlice
-    from stsbp_spec.engine.programs import gradients, update
+    from stsbp_spec.engine.programs import gradients, penalty_name, update
     from stsbp_spec.equations.assembly import loss_padding
     from stsbp_spec.models.lengths import inside
     from stsbp_torch.ops import dropout
@@ -325,11 +331,15 @@ def test_a_recorded_step_keeps_to_the_device(
         if batch.lengths is not None:
             shape = batch.targets[:, : part.count].shape
             arrays = loss_padding(case.loss, network.output_psp, batch.lengths[: part.count], samples, shape)
+            shapes = {block.name: block.output_shape for block in network.blocks}
+            of_layers = constants_of_lengths(case.rate_penalty, shapes, batch.lengths[: part.count], samples)
+            for layer, constants in of_layers.items():
+                arrays |= {penalty_name(layer, n): a for n, a in constants.items()}
             padding.append({n: backend.asarray(a) for n, a in arrays.items()})
             frames = np.array([int(inside(batch.lengths, Case.STEPS).sum())], np.int32)
             wq |= {f"{projection.name}.frames": backend.asarray(frames) for projection in network.graph.normalised}
     memory: Memory = "low" if len(parts) > 1 else case.memory
-    fixed = (network, case.loss, case.precision, memory, Alone(), parts)
+    fixed = (network, case.loss, case.rate_penalty, case.precision, memory, Alone(), parts)
     more = (padding,) if padding else ()
     computed = backend.compiled(gradients, *fixed)(wq, inputs, targets, (1, 2), *more)
     assert set(computed.values) == set(network.parameters)
