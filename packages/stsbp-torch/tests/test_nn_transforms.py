@@ -291,7 +291,7 @@ def test_the_top_of_the_package_is_light_and_complete() -> None:
     assert sorted(stsbp_torch.__all__) == [
         "ALIF", "Hamming", "IF", "LIF", "Network", "NetworkSpec", "Neurons", "PLIF", "PSP", "Sequential", "SpikeCount",
         "SpikingAvgPool2d", "SpikingConv2d", "SpikingGlobalAvgPool", "SpikingLinear", "SpikingMaxPool2d",
-        "SpikingUpsample2d", "TorchBackend", "VanRossum", "__version__", "spike_loss",
+        "SpikingUpsample2d", "TorchBackend", "VanRossum", "__version__", "rate_penalty", "spike_loss",
     ]  # fmt: skip
     for name in stsbp_torch.__all__:
         assert getattr(stsbp_torch, name) is not None
