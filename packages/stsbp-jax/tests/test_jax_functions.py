@@ -363,7 +363,7 @@ def test_public_names() -> None:
     assert sorted(stsbp_jax.__all__) == [
         "ALIF", "Hamming", "IF", "JaxBackend", "LIF", "NetworkSpec", "Output", "PLIF", "PSP", "SpikeCount", "VanRossum",
         "apply", "avgpool2d", "clip_to_domain", "conv2d", "distance", "flatten", "initial_weights", "keep_mask", "lif",
-        "linear", "maxpool2d", "psp", "snap_weights", "upsample2d",
+        "linear", "maxpool2d", "psp", "rate_penalty", "snap_weights", "upsample2d",
     ]  # fmt: skip
     for name in stsbp_jax.__all__:
         assert getattr(stsbp_jax, name).__doc__
