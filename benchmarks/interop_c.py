@@ -175,7 +175,7 @@ def _record(trained: Trained, inputs: UInt8, labels: Int64, path: Path) -> int |
             run = trained.backend.run(network, trained.weights, batch, trained.settings.steps)
             recorded(file, network, batch, run)
             last = run.layers[network.blocks[-1].name]
-            if not trained.task.inputs.sequences:
+            if trained.task.distances is not None and not trained.task.inputs.sequences:
                 distances = trained.task.distances(last.potentials if network.has_readout else last.spikes)
                 correct += int((nearest_sequence(distances) == labels[indices]).sum())
     return None if trained.task.inputs.sequences else correct

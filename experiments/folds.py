@@ -60,6 +60,7 @@ def log_loss(distances: AnyArray, labels: Int64) -> float:
 
 def test(task: Task, state: TrainState, split: Split) -> tuple[float, float]:
     """Accuracy of the nearest label sequence in percent, and the log loss."""
+    assert task.distances is not None  # digits has classes
     batches = []
     for i in range(0, len(split), 60):
         batch, _ = task.batch(split, np.arange(i, min(i + 60, len(split))))
