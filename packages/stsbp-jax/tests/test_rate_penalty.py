@@ -14,7 +14,7 @@ from jax import Array
 from stsbp_spec.engine.backend import Batch
 from stsbp_spec.errors import NumericError, ShapeError, SpecError
 from stsbp_spec.models.losses import VanRossum
-from stsbp_spec.models.rate_penalty import RatePenalty, constants_of_lengths
+from stsbp_spec.models.rate_penalty import RatePenalty
 from stsbp_spec.networks.initial_weights import initial_weights
 from stsbp_spec.networks.spec import NetworkSpec
 from stsbp_spec.reference.backend import NumpyBackend
@@ -35,7 +35,7 @@ def _error(s: UInt8, lengths: Any) -> Float32:
     if lengths is None:
         return np.broadcast_to(NUMPY.rate_penalty(PENALTY, s, s.shape[1])[0], s.shape)
     inside = (np.arange(len(s))[:, None] < lengths).astype(np.uint8)
-    constants = constants_of_lengths((("", PENALTY),), {"": s.shape[2:]}, lengths, s.shape[1])[""]
+    constants = PENALTY.constants_of_lengths(s.shape[2:], lengths, s.shape[1])
     error, _ = NUMPY.rate_penalty(PENALTY, s, s.shape[1], inside, constants)
     return NUMPY.mask_steps(error, inside)
 

@@ -19,7 +19,7 @@ from stsbp_spec.equations.expressions import Recurrence
 from stsbp_spec.errors import BackendError
 from stsbp_spec.models.losses.cross_entropy import CrossEntropy, CrossEntropyOfMaximum
 from stsbp_spec.models.neurons import PLIF
-from stsbp_spec.models.rate_penalty import LayerPenalties, RatePenalty, constants_of_lengths
+from stsbp_spec.models.rate_penalty import LayerPenalties, RatePenalty
 from stsbp_spec.typing import Coding, Memory, Precision
 from stsbp_torch.backend import TorchBackend
 from stsbp_torch.engine import graphs
@@ -332,8 +332,8 @@ def test_a_recorded_step_keeps_to_the_device(
             shape = batch.targets[:, : part.count].shape
             arrays = loss_padding(case.loss, network.output_psp, batch.lengths[: part.count], samples, shape)
             shapes = {block.name: block.output_shape for block in network.blocks}
-            of_layers = constants_of_lengths(case.rate_penalty, shapes, batch.lengths[: part.count], samples)
-            for layer, constants in of_layers.items():
+            for layer, penalty in case.rate_penalty:
+                constants = penalty.constants_of_lengths(shapes[layer], batch.lengths[: part.count], samples)
                 arrays |= {penalty_name(layer, n): a for n, a in constants.items()}
             padding.append({n: backend.asarray(a) for n, a in arrays.items()})
             frames = np.array([int(inside(batch.lengths, Case.STEPS).sum())], np.int32)

@@ -18,10 +18,11 @@ import numpy as np
 from stsbp_spec.contract.grid import FLOOR, round_to_grid
 from stsbp_spec.contract.random import Stream, uniform
 from stsbp_spec.engine.backend import AbstractBackend
+from stsbp_spec.models.lengths import inside
 from stsbp_spec.models.losses import LOSSES, OF_REAL_TARGETS
 from stsbp_spec.models.neurons import LIF
 from stsbp_spec.models.optim import SGD, Adam, AdamW, Optimizer
-from stsbp_spec.models.rate_penalty import RatePenalty, constants_of_lengths
+from stsbp_spec.models.rate_penalty import RatePenalty
 from stsbp_spec.models.surrogates import SURROGATES, Arctan, FastSigmoid, Logistic, Rectangle, Surrogate, Triangle
 from stsbp_spec.networks.ops import IDENTITY, PSP, Filter
 from stsbp_spec.typing import AnyArray, Float32, Shape, UInt8
@@ -247,14 +248,14 @@ def _penalty_case(name: str, penalty: RatePenalty, seed: int, *, of_lengths: boo
         s = spikes((steps, batch, *shape), 0.4, seed)
         s[:, :, 0, :2], s[:, :, 0, 2], s[3:, 0] = 0, 1, 0
         error = bell(s.shape, seed + 1)
-        inside, constants = None, None
+        is_inside, constants = None, None
         if of_lengths:
             lengths = np.array([330, 7, 101])
-            inside = backend.asarray((np.arange(steps)[:, None] < lengths).astype(np.uint8))
-            numbers = constants_of_lengths((("layer", penalty),), {"layer": shape}, lengths, batch)["layer"]
+            is_inside = backend.asarray(inside(lengths, steps).astype(np.uint8))
+            numbers = penalty.constants_of_lengths(shape, lengths, batch)
             constants = {key: backend.asarray(x) for key, x in numbers.items()}
-        of_penalty, units = backend.rate_penalty(penalty, backend.asarray(s), 2 * batch, inside, constants)
-        total = backend.with_rate_penalty(backend.asarray(error), of_penalty, inside)
+        of_penalty, units = backend.rate_penalty(penalty, backend.asarray(s), 2 * batch, is_inside, constants)
+        total = backend.with_rate_penalty(backend.asarray(error), of_penalty, is_inside)
         return {
             "dL/do": backend.numpy(of_penalty),
             "squares": backend.numpy(units),

@@ -12,7 +12,7 @@ from stsbp_spec.models.rate_penalty import RatePenalty
 from stsbp_jax.backend import OPERATIONS
 from stsbp_jax.engine.checks import check_array, on_grid
 from stsbp_jax.engine.compiling import as_one, pair
-from stsbp_jax.models.losses import checked_lengths
+from stsbp_jax.models.losses import checked_lengths, read_lengths
 
 __all__ = ["rate_penalty"]
 
@@ -53,17 +53,17 @@ def _value(penalty: RatePenalty, s: Array, lengths: ArrayLike | None) -> Array:
     s, padding = s if s.dtype == np.float32 else s.astype(np.float32), None
     if lengths is not None:
         steps, batch = s.shape[:2]
-        numbers, axes = jnp.asarray(lengths, np.int32), (1, batch, *(1,) * (s.ndim - 2))
+        valid, last_steps, inside = read_lengths(lengths, steps)
+        axes = (1, batch, *(1,) * (s.ndim - 2))
         # If a length is wrong, its sample's spikes are NaN.
-        s = jnp.where(((numbers >= 1) & (numbers <= steps)).reshape(axes), s, np.float32(np.nan))
+        s = jnp.where(valid.reshape(axes), s, np.float32(np.nan))
         # Constants are those of the spec for every possible length, and each sample selects its own.
-        last_steps = jnp.clip(numbers, 1, steps) - 1
         constants = penalty.constants(int(np.prod(s.shape[2:])), np.arange(1, steps + 1), batch)
         of_lengths = {
             name: jnp.broadcast_to(jnp.asarray(x)[last_steps].reshape(axes), (1, *s.shape[1:]))
             for name, x in constants.items()
         }
-        padding = (np.arange(steps, dtype=np.int32)[:, None] <= last_steps).astype(np.uint8), of_lengths
+        padding = inside, of_lengths
     value: Array = _penalty(penalty, s, padding)
     return value
 

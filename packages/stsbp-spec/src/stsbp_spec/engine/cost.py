@@ -188,9 +188,9 @@ def _counts_of_merge(bound_node: BoundNode, read: Sequence[AnyArray], mask: AnyA
 
 def population_costs(network: NetworkSpec) -> dict[str, PopulationCost]:
     """What one step of a neuron costs, by the population's node."""
-    graph, costs = network.graph, {}
+    bound_nodes, costs = {x.node.name: x for x in network.graph.bound_nodes}, {}
     for block in network.blocks:
-        bound_node = next(x for x in graph.bound_nodes if x.node.name == block.population)
+        bound_node = bound_nodes[block.population]
         filters = tuple(values.filter(training=False) for values in bound_node.inputs)
         static = tuple(values.static for values in bound_node.inputs)
         operations, states = _neuron_operations(filters, block.neuron, static)

@@ -496,7 +496,7 @@ class Operations(ABC, Generic[Array]):
             s: spikes `[T, B, ...]` of `B` of the `batch` samples.
             batch: number of samples of the whole batch.
             inside: uint8 `[T, B]`, 0 at padded steps. None: no step is padded.
-            of_lengths: constants of each sample (`constants_of_lengths`), if there is `inside`.
+            of_lengths: constants of each sample (`RatePenalty.constants_of_lengths`), if there is `inside`.
 
         Returns:
             The error at each step that is not padded, `[1, B, ...]`; and the squares of the excess rates in multiples

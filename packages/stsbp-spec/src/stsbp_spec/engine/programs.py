@@ -80,7 +80,7 @@ def gradients(
             batch.
         targets: `[T, B, N]` of each part.
         dropout: `(seed, step)` of the masks; None: no dropout.
-        padding: `equations.loss_padding` of each part, and `rate_penalty.constants_of_lengths` by the names of
+        padding: `equations.loss_padding` of each part, and `RatePenalty.constants_of_lengths` by the names of
             `penalty_name`; None: all samples have `T` steps.
     """
     part_padding: Sequence[Mapping[str, Array] | None] = [None] * len(parts) if padding is None else padding

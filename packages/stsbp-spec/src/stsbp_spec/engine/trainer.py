@@ -8,7 +8,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from copy import copy
 from functools import partial
 from types import MappingProxyType
-from typing import Generic, get_args, overload
+from typing import Generic, NamedTuple, get_args, overload
 
 import numpy as np
 
@@ -51,7 +51,7 @@ from stsbp_spec.models.losses.base import Loss
 from stsbp_spec.models.optim import OPTIMIZERS
 from stsbp_spec.models.optim.adamw import clip_factor, norm_of
 from stsbp_spec.models.optim.base import Optimizer, Scalars
-from stsbp_spec.models.rate_penalty import LayerPenalties, RatePenalty, constants_of_lengths
+from stsbp_spec.models.rate_penalty import LayerPenalties, RatePenalty
 from stsbp_spec.networks.ops.batchnorm import running
 from stsbp_spec.networks.spec import NetworkSpec
 from stsbp_spec.typing import AnyArray, Array, Float32, Int64, Memory, Precision, UInt8
@@ -177,25 +177,26 @@ class Trainer(Generic[Array]):
         fixed = (network, self.loss, self.rate_penalty, self.precision, memory_between, self.collective)
         grads, grids = _gradients(backend, *fixed, parts, state.weights, batch, dropout)
         grads = self._of_trained(grads)
-        spikes, norm, rates, zeroed, statistics, penalties = _read_results(
+        results = _read_results(
             backend, network, self.rate_penalty, self.collective, parts, grads, batch.lengths, f"step {state.step}: "
         )
+        spikes, norm = results.spikes, results.norm
         # The step is divided here because weights cannot change before the norm is known. One program would have to
         # hold all gradients until then, too, and takes as long: 106 to 109 ms with one, two or three (N-MNIST, jax
         # 0.10.2).
-        running = _running(backend, network, state.weights, statistics, f"step {state.step}: ")
+        running = _running(backend, network, state.weights, results.statistics, f"step {state.step}: ")
         scalars = self.optimizer.scalars(state.step, clip_factor(norm, self.optimizer.clip_norm))
         updated = self._updated(state, scalars, grads.values)
         result = StepResult(
             spikes=spikes,
-            rates=rates,
+            rates=results.rates,
             grids=grids,
             gradient_norm=norm,
             learning_rate=self.optimizer.rate(state.step),
             # Copies, because the loss is computed later, when the caller may have changed its arrays.
             measure=partial(self.loss.mean, spikes, batch.targets.copy(), network.output_psp, copy(batch.lengths)),
-            zeroed=zeroed,
-            penalties=penalties,
+            zeroed=results.zeroed,
+            penalties=results.penalties,
         )
         return TrainState(state.step + 1, updated.weights | running, updated.m, updated.v), result
 
@@ -428,12 +429,10 @@ def value_and_grad(
     memory: Memory = "full"
     fixed = (network, loss, layer_penalties, precision, memory, alone)
     grads, _ = _gradients(backend, *fixed, parts, native, batch, dropout)
-    spikes, _, _, zeroed, _, penalties = _read_results(
-        backend, network, layer_penalties, alone, parts, grads, batch.lengths, ""
-    )
-    value = loss.mean(spikes, batch.targets, network.output_psp, batch.lengths)
+    results = _read_results(backend, network, layer_penalties, alone, parts, grads, batch.lengths, "")
+    value = loss.mean(results.spikes, batch.targets, network.output_psp, batch.lengths)
     grads_by_name = {name: unsigned_zeros(backend.numpy(grads.values[name])) for name in network.parameters}
-    return ValueAndGrad(value, spikes, grads_by_name, zeroed, penalties)
+    return ValueAndGrad(value, results.spikes, grads_by_name, results.zeroed, results.penalties)
 
 
 @np.errstate(over="ignore", invalid="ignore")
@@ -534,8 +533,11 @@ def _penalty_padding(
     network: NetworkSpec, penalties: LayerPenalties, lengths: Int64, batch: int
 ) -> dict[str, AnyArray]:
     shapes = {block.name: block.output_shape for block in network.blocks}
-    constants = constants_of_lengths(penalties, shapes, lengths, batch)
-    return {penalty_name(layer, name): x for layer, numbers in constants.items() for name, x in numbers.items()}
+    return {
+        penalty_name(layer, name): x
+        for layer, penalty in penalties
+        for name, x in penalty.constants_of_lengths(shapes[layer], lengths, batch).items()
+    }
 
 
 class _Encoded(Sequence[Array]):
@@ -567,6 +569,26 @@ def _inside_of_part(lengths: Int64, part: BatchSlice, steps: int) -> UInt8:
     return inside(_of_part(lengths, part, steps), steps).astype(np.uint8)
 
 
+class _Results(NamedTuple):
+    """What the host reads of the gradients of a batch.
+
+    Attributes:
+        spikes: output spikes or potentials of the batch, `[T, B, N]`.
+        norm: gradient norm.
+        rates: spike rates by layer.
+        zeroed: counts of the error grids by layer.
+        statistics: statistics of batch normalisation by name.
+        penalties: rate penalties by layer.
+    """
+
+    spikes: AnyArray
+    norm: float
+    rates: dict[str, float]
+    zeroed: dict[str, ZeroedErrors]
+    statistics: dict[str, Float32]
+    penalties: dict[str, float]
+
+
 def _read_results(
     backend: Operations[Array],
     network: NetworkSpec,
@@ -576,9 +598,8 @@ def _read_results(
     grads: Gradients[Array],
     lengths: Int64 | None,
     prefix: str,
-) -> tuple[AnyArray, float, dict[str, float], dict[str, ZeroedErrors], dict[str, Float32], dict[str, float]]:
-    """Output spikes, gradient norm, rates, counts of the error grids, statistics, and rate penalties, with one wait for
-    the device.
+) -> _Results:
+    """Read the results of a batch with one wait for the device.
 
     Raises:
         NumericError: a gradient is not finite.
@@ -623,7 +644,7 @@ def _read_results(
         for (layer, penalty), units in zip(penalties, of_penalties, strict=True)
     }
     rates = _rates(network, totals[:layers], batch_outputs, lengths)
-    return batch_outputs, norm, rates, ordered, statistics, values
+    return _Results(batch_outputs, norm, rates, ordered, statistics, values)
 
 
 def _as_output(network: NetworkSpec, x: AnyArray) -> AnyArray:

@@ -15,7 +15,6 @@ the errors of the layer's readers, so it is the last summand.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -27,7 +26,7 @@ from stsbp_spec.errors import SpecError
 from stsbp_spec.typing import AnyArray, Float32, Float64, Int64, Shape
 from stsbp_spec.validation import real, shown
 
-__all__ = ["ADDED", "EXCESS", "EXCESS_OF_LENGTHS", "UNIT", "LayerPenalties", "RatePenalty", "constants_of_lengths"]
+__all__ = ["ADDED", "EXCESS", "EXCESS_OF_LENGTHS", "UNIT", "LayerPenalties", "RatePenalty"]
 
 UNIT = 2.0**-23
 """Squares of excess rates are reported in multiples of this number, whose sums are exact in any order."""
@@ -75,6 +74,20 @@ class RatePenalty:
         }
         return {name: snapped(x.astype(np.float32)) for name, x in numbers.items()}
 
+    def constants_of_lengths(self, shape: Shape, lengths: Int64, batch: int) -> dict[str, Float32]:
+        """The constants of samples of different lengths as inputs of `EXCESS_OF_LENGTHS`, float32 `[1, B, ...]`.
+
+        Args:
+            shape: shape of the layer's neurons.
+            lengths: lengths of the samples, `[B]`.
+            batch: number of samples of the whole batch.
+        """
+        numbers = self.constants(int(np.prod(shape)), lengths, batch)
+        return {
+            name: np.broadcast_to(x.reshape(1, -1, *(1,) * len(shape)), (1, len(lengths), *shape)).copy()
+            for name, x in numbers.items()
+        }
+
     def value(self, units: int, neurons: int, batch: int) -> float:
         """The penalty from the sum of the squares in multiples of `UNIT`."""
         return self.weight * (units * UNIT / (neurons * batch))
@@ -119,25 +132,3 @@ ADDED = Recurrence(
     "rate_penalty_added", (), ("g", "error"), {}, {"total": unsnapped(variable("g") + variable("error"))}
 )
 """Adds the error of the penalty to `g`, the sum of the errors of the layer's readers. Adding 0 changes no number."""
-
-
-def constants_of_lengths(
-    penalties: LayerPenalties, shapes: Mapping[str, Shape], lengths: Int64, batch: int
-) -> dict[str, dict[str, Float32]]:
-    """The constants of each layer as inputs of `EXCESS_OF_LENGTHS`, float32 `[1, B, ...]`, by layer and name.
-
-    Args:
-        penalties: the penalties.
-        shapes: shape of each layer's neurons, by its name.
-        lengths: lengths of the samples, `[B]`.
-        batch: number of samples of the whole batch.
-    """
-    arrays = dict[str, dict[str, Float32]]()
-    for layer, penalty in penalties:
-        shape = shapes[layer]
-        numbers = penalty.constants(int(np.prod(shape)), lengths, batch)
-        arrays[layer] = {
-            name: np.broadcast_to(x.reshape(1, -1, *(1,) * len(shape)), (1, len(lengths), *shape)).copy()
-            for name, x in numbers.items()
-        }
-    return arrays

@@ -16,7 +16,7 @@ from stsbp_spec.equations.assembly import loss_padding
 from stsbp_spec.errors import ShapeError, SpecError
 from stsbp_spec.models.lengths import inside
 from stsbp_spec.models.losses import Loss
-from stsbp_spec.models.rate_penalty import RatePenalty, constants_of_lengths
+from stsbp_spec.models.rate_penalty import RatePenalty
 from stsbp_spec.networks.ops import PSP
 from stsbp_spec.typing import AnyArray
 
@@ -203,7 +203,7 @@ def _penalty_back(
         error, _ = backend.rate_penalty(penalty, _native(spikes), batch)
         return [error.expand(spikes.shape).contiguous()]
     sample_lengths = lengths.cpu().numpy()
-    arrays = constants_of_lengths((("", penalty),), {"": tuple(spikes.shape[2:])}, sample_lengths, batch)[""]
+    arrays = penalty.constants_of_lengths(tuple(spikes.shape[2:]), sample_lengths, batch)
     of_lengths = {name: backend.asarray(x) for name, x in arrays.items()}
     is_inside = _inside(spikes, sample_lengths)
     assert is_inside is not None

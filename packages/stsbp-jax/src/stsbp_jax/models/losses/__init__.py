@@ -20,7 +20,7 @@ from stsbp_jax.engine.checks import check_array, on_grid
 from stsbp_jax.engine.compiling import as_one, pair
 from stsbp_jax.models.losses import hamming, spike_count, van_rossum
 
-__all__ = ["checked_lengths", "distance"]
+__all__ = ["checked_lengths", "distance", "read_lengths"]
 
 _MODULES: dict[type[Loss], Any] = {VanRossum: van_rossum, Hamming: hamming, SpikeCount: spike_count}
 
@@ -66,6 +66,15 @@ def checked_lengths(lengths: ArrayLike, batch: int, steps: int) -> ArrayLike:
     return lengths
 
 
+def read_lengths(lengths: ArrayLike, steps: int) -> tuple[Array, Array, Array]:
+    """Lengths that may be traced: whether each is valid and its last step, `[B]`; and which steps are no padding, uint8
+    `[T, B]`. A length that is not valid is clipped, so the result of its sample must be made NaN."""
+    numbers = jnp.asarray(lengths, np.int32)
+    valid = (numbers >= 1) & (numbers <= steps)
+    last_steps = jnp.clip(numbers, 1, steps) - 1
+    return valid, last_steps, (last_steps >= np.arange(steps, dtype=np.int32)[:, None]).astype(np.uint8)
+
+
 @as_one(2)
 def _mean(loss: Loss, psp: PSP, s: Array, targets: Array, lengths: ArrayLike | None) -> Array:
     padding = None
@@ -82,16 +91,13 @@ def _mean(loss: Loss, psp: PSP, s: Array, targets: Array, lengths: ArrayLike | N
 def _padding(loss: Loss, psp: PSP, shape: Shape, lengths: ArrayLike) -> tuple[Array, dict[str, Array]]:
     """Whether each length is one, `[B, 1]`, and `equations.loss_padding` of lengths that may be traced."""
     steps, batch, _ = shape
-    numbers = jnp.asarray(lengths, np.int32)
-    valid = (numbers >= 1) & (numbers <= steps)
+    valid, last_steps, inside = read_lengths(lengths, steps)
     # Constants are Python numbers. They are computed for every possible length, and each sample selects its own.
     constants = loss.constants_of(psp, np.arange(1, steps + 1), batch, shape[-1])
-    last_steps = jnp.clip(numbers, 1, steps) - 1
     padding = {
         name: jnp.broadcast_to(jnp.asarray(x, np.float32)[last_steps][None, :, None], (1, *shape[1:]))
         for name, x in constants.items()
     }
-    inside = (np.arange(steps, dtype=np.int32)[:, None] <= last_steps).astype(np.uint8)
     padding[str(padded_loss_equations(loss).inside)] = jnp.broadcast_to(inside[..., None], shape)
     return valid[:, None], padding
 
