@@ -42,7 +42,7 @@ from stsbp_spec.typing import AnyArray, Memory
 from stsbp_spec.validation import listed, shown
 
 from stsbp_conformance import reference
-from stsbp_conformance.cases import EXACT_LOSSES, NetworkCase
+from stsbp_conformance.cases import NetworkCase
 from stsbp_conformance.tiers import elementwise
 from stsbp_conformance.tiers.elementwise import PairCase
 from stsbp_conformance.tiers.trainer import open_usable
@@ -129,27 +129,11 @@ def _network(case: NetworkCase, loss: str, *, memory: Memory = "full", quick: bo
             hashes[f"spikes/{name}"] = digest(layer.spikes)
             hashes[f"potentials/{name}"] = digest(layer.potentials)
         for kind, dropout in (("gradient", None), ("gradient with dropout", _DROPPED)):
-            pulled = backend.value_and_grad(
-                case.network,
-                EXACT_LOSSES[loss],
-                weights,
-                batch,
-                precision="reproducible",
-                dropout=dropout,
-                rate_penalty=dict(case.rate_penalty),
-            )
+            pulled = reference.gradients_on(backend, case, loss, "reproducible", dropout)
             hashes[f"loss of the {kind}"] = float(pulled.loss).hex()
             hashes |= {f"rate penalty of the {kind}/{name}": x.hex() for name, x in pulled.penalties.items()}
             hashes |= {f"{kind}/{name}": digest(g) for name, g in pulled.gradients.items()}
-        trainer = backend.trainer(
-            case.network,
-            EXACT_LOSSES[loss],
-            _OPTIMIZER,
-            precision="reproducible",
-            seed=7,
-            memory=memory,
-            rate_penalty=dict(case.rate_penalty),
-        )
+        trainer = reference.trainer_on(backend, case, loss, _OPTIMIZER, memory=memory)
         state, results = reference.train(trainer, case, _UPDATES)
         hashes["losses of the updates"] = _text_digest(float(r.loss).hex() for r in results)
         hashes["gradient norms of the updates"] = _text_digest(float(r.gradient_norm).hex() for r in results)
@@ -165,9 +149,7 @@ def _training(case: NetworkCase, optimizer: Optimizer, frozen: tuple[str, ...] =
     """Updates of an optimiser other than `_OPTIMIZER`, or of some parameters only."""
 
     def compute(backend: AbstractBackend) -> Hashes:
-        trainer = backend.trainer(
-            case.network, LOSSES["van-rossum"], optimizer, precision="reproducible", seed=7, frozen=frozen
-        )
+        trainer = reference.trainer_on(backend, case, "van-rossum", optimizer, frozen=frozen)
         state, results = reference.train(trainer, case, _UPDATES)
         hashes = {
             "losses of the updates": _text_digest(float(r.loss).hex() for r in results),

@@ -26,7 +26,7 @@ from stsbp_spec.registry import load_backend
 from stsbp_spec.typing import AnyArray
 
 from stsbp_conformance import reference
-from stsbp_conformance.cases import EXACT_LOSSES, NetworkCase
+from stsbp_conformance.cases import NetworkCase
 from stsbp_conformance.check import Mismatch
 from stsbp_conformance.tiers.bits import (
     CONCATENATED,
@@ -196,15 +196,7 @@ def main(arguments: Sequence[str]) -> None:
     trained = {}
     for case in CASES:
         if case.id in cases:
-            trainer = backend.trainer(
-                case.network,
-                EXACT_LOSSES[UPDATES[case.id]],
-                OPTIMIZER,
-                precision="reproducible",
-                seed=7,
-                collective=collective,
-                rate_penalty=dict(case.rate_penalty),
-            )
+            trainer = reference.trainer_on(backend, case, UPDATES[case.id], OPTIMIZER, collective=collective)
             state = trainer.init({name: w.copy() for name, w in reference.weights(case).items()})
             results = []
             for step in range(int(updates)):

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import hashlib
 from functools import cache, lru_cache
+from typing import Any
 
 import numpy as np
-from stsbp_spec.engine.backend import Batch, RunResult, ValueAndGrad
+from stsbp_spec.engine.backend import AbstractBackend, Batch, RunResult, ValueAndGrad
 from stsbp_spec.engine.trainer import StepResult, Trainer
 from stsbp_spec.models.optim import Optimizer
 from stsbp_spec.reference.backend import NumpyBackend
@@ -14,7 +15,19 @@ from stsbp_spec.typing import AnyArray, Float32, Precision
 
 from stsbp_conformance.cases import EXACT_LOSSES, NetworkCase
 
-__all__ = ["NUMPY", "checksum", "data", "gradients", "rolled", "run", "train", "trained", "weights"]
+__all__ = [
+    "NUMPY",
+    "checksum",
+    "data",
+    "gradients",
+    "gradients_on",
+    "rolled",
+    "run",
+    "train",
+    "trained",
+    "trainer_on",
+    "weights",
+]
 
 NUMPY = NumpyBackend()
 
@@ -44,10 +57,11 @@ def run(case: NetworkCase) -> RunResult:
     return NUMPY.run(case.network, weights(case), data(case).inputs, case.steps)
 
 
-@cache
-def gradients(case: NetworkCase, loss: str, precision: Precision, dropout: tuple[int, int] | None) -> ValueAndGrad:
-    """`value_and_grad` of the reference."""
-    return NUMPY.value_and_grad(
+def gradients_on(
+    backend: AbstractBackend, case: NetworkCase, loss: str, precision: Precision, dropout: tuple[int, int] | None
+) -> ValueAndGrad:
+    """`value_and_grad` of a backend."""
+    return backend.value_and_grad(
         case.network,
         EXACT_LOSSES[loss],
         weights(case),
@@ -59,20 +73,37 @@ def gradients(case: NetworkCase, loss: str, precision: Precision, dropout: tuple
 
 
 @cache
+def gradients(case: NetworkCase, loss: str, precision: Precision, dropout: tuple[int, int] | None) -> ValueAndGrad:
+    """`value_and_grad` of the reference."""
+    return gradients_on(NUMPY, case, loss, precision, dropout)
+
+
+def trainer_on(
+    backend: AbstractBackend,
+    case: NetworkCase,
+    loss: str,
+    optimizer: Optimizer,
+    precision: Precision = "reproducible",
+    **options: Any,
+) -> Trainer:
+    """A trainer of a backend for a case. `options` are other arguments of `AbstractBackend.trainer`."""
+    return backend.trainer(
+        case.network,
+        EXACT_LOSSES[loss],
+        optimizer,
+        precision=precision,
+        seed=7,
+        rate_penalty=dict(case.rate_penalty),
+        **options,
+    )
+
+
+@cache
 def trained(
     case: NetworkCase, loss: str, optimizer: Optimizer, steps: int, frozen: tuple[str, ...] = ()
 ) -> tuple[dict[str, AnyArray], list[StepResult]]:
     """State and results of `steps` updates of the reference in `reproducible` precision."""
-    trainer = NUMPY.trainer(
-        case.network,
-        EXACT_LOSSES[loss],
-        optimizer,
-        precision="reproducible",
-        seed=7,
-        frozen=frozen,
-        rate_penalty=dict(case.rate_penalty),
-    )
-    return train(trainer, case, steps)
+    return train(trainer_on(NUMPY, case, loss, optimizer, frozen=frozen), case, steps)
 
 
 def train(trainer: Trainer, case: NetworkCase, steps: int) -> tuple[dict[str, AnyArray], list[StepResult]]:

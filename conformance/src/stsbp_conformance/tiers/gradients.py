@@ -135,15 +135,7 @@ def computed(
     """`fast` gradients of a backend."""
     network, (inputs, *_) = case.network, reference.data(case)
     if loss is not None:
-        result = backend.value_and_grad(
-            network,
-            EXACT_LOSSES[loss],
-            reference.weights(case),
-            reference.data(case),
-            dropout=dropout,
-            rate_penalty=dict(case.rate_penalty),
-        )
-        return dict(result.gradients)
+        return dict(reference.gradients_on(backend, case, loss, "fast", dropout).gradients)
     native = {name: backend.asarray(x) for name, x in reference.weights(case).items()}
     grids, _ = weights_on_grid(backend, network.graph, native)
     trace = forward_pass(backend, network.graph, grids, backend.encode(inputs, network.coding), case.steps, dropout)

@@ -13,7 +13,7 @@ from stsbp_spec.engine.operations import Operations
 from stsbp_spec.registry import installed_backends, load_backend
 
 from stsbp_conformance import process, reference
-from stsbp_conformance.cases import EXACT_LOSSES, NetworkCase
+from stsbp_conformance.cases import NetworkCase
 from stsbp_conformance.check import Check, Compared, Unavailable, Verdict
 from stsbp_conformance.process import CASES, NORMALISED, PENALISED, RECURRENT, UPDATES
 from stsbp_conformance.tiers.bits import (
@@ -47,15 +47,7 @@ def _in_one_batch(case: NetworkCase, updates: int) -> process.Trained:
 def _micro_batches(case: NetworkCase, size: int) -> Check:
     def run(backend: AbstractBackend) -> Verdict:
         compared = Compared()
-        trainer = backend.trainer(
-            case.network,
-            EXACT_LOSSES[UPDATES[case.id]],
-            OPTIMIZER,
-            precision="reproducible",
-            seed=7,
-            micro_batch=size,
-            rate_penalty=dict(case.rate_penalty),
-        )
+        trainer = reference.trainer_on(backend, case, UPDATES[case.id], OPTIMIZER, micro_batch=size)
         trained = process.Trained.of(*reference.train(trainer, case, 3))
         _compare(compared, f"micro-batches of {size}", trained, _in_one_batch(case, 3))
         return compared.verdict()

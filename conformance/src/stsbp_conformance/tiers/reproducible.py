@@ -17,7 +17,7 @@ from stsbp_spec.networks.spec import NetworkSpec
 from stsbp_spec.typing import Memory
 
 from stsbp_conformance import reference
-from stsbp_conformance.cases import EXACT_LOSSES, NetworkCase, cifar10
+from stsbp_conformance.cases import NetworkCase, cifar10
 from stsbp_conformance.check import Check, Compared, Verdict
 from stsbp_conformance.tiers import bits, elementwise
 
@@ -80,15 +80,7 @@ TRAINED = tuple(zip(SMALL, (*LOSSES, *("van-rossum",) * (len(SMALL) - len(LOSSES
 def _gradient_check(case: NetworkCase, loss: str, dropout: tuple[int, int] | None, *, quick: bool) -> Check:
     def run(backend: AbstractBackend) -> Verdict:
         expected = reference.gradients(case, loss, "reproducible", dropout)
-        got = backend.value_and_grad(
-            case.network,
-            EXACT_LOSSES[loss],
-            reference.weights(case),
-            reference.data(case),
-            precision="reproducible",
-            dropout=dropout,
-            rate_penalty=dict(case.rate_penalty),
-        )
+        got = reference.gradients_on(backend, case, loss, "reproducible", dropout)
         compared = Compared()
         compared.same("loss", got.loss, expected.loss)
         compared.same("rate penalties", [*got.penalties.items()], [*expected.penalties.items()])
@@ -116,16 +108,7 @@ def _training_check(
 ) -> Check:
     def run(backend: AbstractBackend) -> Verdict:
         expected, results = reference.trained(case, loss, optimizer, 20, frozen)
-        trainer = backend.trainer(
-            case.network,
-            EXACT_LOSSES[loss],
-            optimizer,
-            precision="reproducible",
-            seed=7,
-            memory=memory,
-            frozen=frozen,
-            rate_penalty=dict(case.rate_penalty),
-        )
+        trainer = reference.trainer_on(backend, case, loss, optimizer, memory=memory, frozen=frozen)
         got, got_results = reference.train(trainer, case, 20)
         compared = Compared()
         compared.same("losses", [r.loss for r in got_results], [r.loss for r in results])

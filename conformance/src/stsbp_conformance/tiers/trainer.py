@@ -53,7 +53,7 @@ def _trainer(
     precision: Precision = "reproducible",
     optimizer: Optimizer = OPTIMIZER,
 ) -> Trainer:
-    return backend.trainer(case.network, EXACT_LOSSES[loss], optimizer, precision=precision, seed=7)
+    return reference.trainer_on(backend, case, loss, optimizer, precision)
 
 
 def _fresh(case: NetworkCase) -> dict[str, AnyArray]:
