@@ -12,8 +12,9 @@ from click.testing import Result
 from safetensors.numpy import load_file
 from stsbp import load_run
 from stsbp.plots import Link, boxes
-from stsbp.training.operations import fan_out, spikes_of
+from stsbp.training.operations import fan_out
 from stsbp_spec import NetworkSpec
+from stsbp_spec.engine.cost import node_values
 from stsbp_spec.networks.graph import Edge
 from stsbp_spec.networks.ops import Concat
 from stsbp_spec.typing import AnyArray
@@ -149,5 +150,6 @@ def test_a_spike_before_a_concatenation_meets_the_weights_of_its_own_channels() 
     assert all((fan == 10).all() for fan in fan_outs.values())
     fired = {name: np.zeros((3, 2, *network.graph.values[name].shape), np.uint8) for name in ("coarse", "below")}
     fired["coarse"][1], fired["below"][1, :, :, ::2, ::2] = 1, 1
-    both = spikes_of(network, "both", fired)
+    spikes = {x.name: fired.get(x.population, np.zeros((3, 2, *x.output_shape), np.uint8)) for x in network.blocks}
+    both = node_values(network, np.zeros((3, 2, 1, 8, 8), np.uint8), spikes, (3, 2))["both"]
     assert both[:, 0, :, 0, 0].tolist() == [[0] * 10, [1] * 6 + [0] * 4, [0] * 6 + [1] * 4]

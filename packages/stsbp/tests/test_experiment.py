@@ -26,9 +26,10 @@ from stsbp.experiment import run as experiment_run
 from stsbp.experiment.run import with_validation
 from stsbp.experiment.table import markdown
 from stsbp.training.build import load_data
-from stsbp.training.operations import activity, fan_out, spikes_of
+from stsbp.training.operations import activity, fan_out
 from stsbp.training.run_folder import RunFolder
 from stsbp_spec import NetworkSpec
+from stsbp_spec.engine.cost import node_values
 from stsbp_spec.networks.graph import Edge
 from stsbp_spec.networks.ops import AvgPool2d, Conv2d, Dropout
 from stsbp_spec.networks.spec import Block
@@ -671,7 +672,8 @@ def test_operations_behind_max_pooling_and_upsampling_are_those_of_their_output(
     block = network.blocks[0]
     spikes = (np.random.default_rng(1).random((4, 3, *block.input_shape)) < 0.2).astype(np.uint8)
     ((edge, fan),) = fan_out(network, block).items()
-    counted = (spikes_of(network, edge.source, {"input": spikes}).sum(axis=(0, 1)) * fan).sum()
+    silent = {x.name: np.zeros((4, 3, *x.output_shape), np.uint8) for x in network.blocks}
+    counted = (node_values(network, spikes, silent, (4, 3))[edge.source].sum(axis=(0, 1)) * fan).sum()
     entered = spikes
     for layer, _ in block.entering:
         entered = entered if isinstance(layer, Dropout) else RULES[type(layer)].forward(layer, entered)[0]

@@ -120,8 +120,8 @@ def test_a_readout_is_not_a_hidden_layer() -> None:
 
 
 def test_a_line_says_which_layers_are_penalised() -> None:
-    assert describe_penalties({}) == ""
-    assert describe_penalties(penalties_of(_NETWORK, "conv1=0.05:2,linear3=0:0.5")) == (
+    assert describe_penalties({}.items()) == ""
+    assert describe_penalties(penalties_of(_NETWORK, "conv1=0.05:2,linear3=0:0.5").items()) == (
         "rate penalty: conv1 above 0.05 (weight 2), linear3 above 0 (weight 0.5)"
     )
 

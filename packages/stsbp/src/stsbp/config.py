@@ -45,6 +45,7 @@ __all__ = [
     "PATHS",
     "RECORDING_SETTINGS",
     "SECTIONS",
+    "SEVERAL",
     "RunConfig",
     "SettingsSource",
     "absolute",
@@ -504,6 +505,9 @@ def split_start(text: str) -> tuple[Path, Literal["last", "best"]]:
         return Path(text.removesuffix(":best")), "best"
     return Path(text.removesuffix(":last")), "last"
 
+
+SEVERAL: Mapping[str, str] = MappingProxyType({"freeze": "NAME", "rate_penalty": "[LAYER=]TARGET:WEIGHT"})
+"""Settings that may have several parts, joined by commas, with the form of a part."""
 
 PATHS = ("dataset", "test_on", "data_dir", "init_from")
 """Settings that are paths, or that may contain one."""

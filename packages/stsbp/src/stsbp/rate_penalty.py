@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from fnmatch import fnmatchcase
 from typing import NamedTuple
 
@@ -101,8 +101,7 @@ def text_of(penalties: LayerPenalties) -> str:
     return ",".join(str(_Part(layer, penalty.target, penalty.weight)) for layer, penalty in penalties)
 
 
-def describe_penalties(penalties: Mapping[str, RatePenalty] | LayerPenalties) -> str:
-    """One line about rate penalties; empty if there are none."""
-    items = penalties.items() if isinstance(penalties, Mapping) else penalties
-    texts = [f"{layer} above {penalty.target:g} (weight {penalty.weight:g})" for layer, penalty in items]
+def describe_penalties(penalties: Iterable[tuple[str, RatePenalty]]) -> str:
+    """One line about the rate penalties of layers; empty if there are none."""
+    texts = [f"{layer} above {penalty.target:g} (weight {penalty.weight:g})" for layer, penalty in penalties]
     return f"rate penalty: {listed(texts)}" if texts else ""

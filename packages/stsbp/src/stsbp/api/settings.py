@@ -17,7 +17,7 @@ from stsbp_spec.networks.notation import written_nodes
 from stsbp_spec.networks.spec import NetworkSpec
 from stsbp_spec.validation import shown
 
-from stsbp.config import OF_NEURONS, OWN
+from stsbp.config import OF_NEURONS, OWN, SEVERAL
 from stsbp.errors import ConfigError
 
 __all__ = ["OF_THE_NETWORK", "loss_settings", "network_settings", "plain_settings"]
@@ -36,8 +36,7 @@ def plain_settings(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _plain(key: str, value: Any) -> Any:
-    parts = ("freeze", "rate_penalty")
-    if key in parts and isinstance(value, (list, tuple)) and all(isinstance(part, str) for part in value):
+    if key in SEVERAL and isinstance(value, (list, tuple)) and all(isinstance(part, str) for part in value):
         return ",".join(value)
     if isinstance(value, os.PathLike):
         return os.fsdecode(value)

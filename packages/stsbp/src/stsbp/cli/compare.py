@@ -23,6 +23,7 @@ from stsbp.files import real
 from stsbp.measures.matching import within
 from stsbp.training.build import TOLERANCE
 from stsbp.training.compare import facts
+from stsbp.training.regression_text import error_cells
 from stsbp.training.run_folder import RunFolder
 from stsbp.training.timing_text import latency_text, mean_text, timing_text
 
@@ -174,17 +175,10 @@ def _spike_times(records: Sequence[Mapping[str, Any]]) -> list[tuple[str, list[s
 def _regression(records: Sequence[Mapping[str, Any]]) -> list[tuple[str, list[str]]]:
     """Rows of R2 and sMAPE of runs whose targets are real numbers, beside sMAPE of the target of the step before."""
     errors = [record.get("regression") or {} for record in records]
-    last = [error.get("baselines", {}).get("last_value", {}) for error in errors]
-    rows = [
-        ("R2", [error.get("r2") for error in errors], "{:.4f}"),
-        ("sMAPE", [error.get("smape") for error in errors], "{:.2f} %"),
-        ("sMAPE of the target of the step before", [error.get("smape") for error in last], "{:.2f} %"),
-    ]
-    return [
-        (name, ["-" if value is None else form.format(value) for value in values])
-        for name, values, form in rows
-        if any(value is not None for value in values)
-    ]
+    _, r2, smape = map(list, zip(*map(error_cells, errors), strict=True))
+    last = [error_cells(error.get("baselines", {}).get("last_value", {})) for error in errors]
+    rows = [("R2", r2), ("sMAPE", smape), ("sMAPE of the target of the step before", [cells[2] for cells in last])]
+    return [(name, cells) for name, cells in rows if set(cells) != {"-"}]
 
 
 def _energies(stored: Sequence[Mapping[str, Any] | None]) -> list[tuple[str, list[str]]]:

@@ -7,7 +7,7 @@ import io
 import json
 import math
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -203,9 +203,11 @@ def command(
         PAGE.write(draw, page(title, [section]).encode())
     predicted = trained.predict(batch, lengths)
     if inputs.real_targets:
-        _say_values(samples, predicted, as_json=as_json)
+        shown = ("output of each neuron by step", "its target")
+        _say_sequences(samples, predicted.values, "outputs", shown, _values_text, as_json=as_json)
     elif inputs.sequences:
-        _say_spikes(samples, predicted, as_json=as_json)
+        shown = ("steps at which each output neuron spikes", "at which it should spike")
+        _say_sequences(samples, predicted.sequences, "spikes", shown, _steps_text, as_json=as_json)
     else:
         _say_classes(samples, predicted, decoders(trained.network.has_readout), as_json=as_json)
 
@@ -263,33 +265,35 @@ def _of_data_set(trained: Trained, split: str, numbers: Sequence[int], data_dir:
     return samples
 
 
-def _say_spikes(samples: Sequence[_InputSample], predicted: Predicted, *, as_json: bool) -> None:
-    """Print the steps at which each output neuron spikes, for each sample."""
-    for sample, trains in zip(samples, predicted.sequences, strict=True):
+def _say_sequences(
+    samples: Sequence[_InputSample],
+    outputs: Sequence[Sequence[Sequence[Any]]],
+    key: str,
+    titles: tuple[str, str],
+    text: Callable[[Sequence[Any]], str],
+    *,
+    as_json: bool,
+) -> None:
+    """Print the outputs of each sample.
+
+    Args:
+        samples: the samples.
+        outputs: a list for each neuron of each sample.
+        key: name of the outputs in JSON.
+        titles: what they are, and what the targets are.
+        text: a list as text.
+        as_json: whether JSON is printed.
+    """
+    for sample, neurons in zip(samples, outputs, strict=True):
         targets = {} if sample.targets is None else {"targets": sample.targets}
         if as_json:
-            click.echo(json.dumps({**sample.origin, "spikes": trains, **targets}))
+            click.echo(json.dumps({**sample.origin, key: neurons, **targets}))
             continue
-        text_lines = [f"{printable(sample.title)}: steps at which each output neuron spikes"]
-        text_lines[0] += ", and at which it should spike" if targets else ""
-        for neuron, times in enumerate(trains):
-            text_lines.append(f"  {neuron:>4}  {_steps_text(times)}")
-            text_lines += [f"   and  {_steps_text(sample.targets[neuron])}"] if sample.targets is not None else []
-        say("\n".join(text_lines))
-
-
-def _say_values(samples: Sequence[_InputSample], predicted: Predicted, *, as_json: bool) -> None:
-    """Print the output of each neuron at each step, for each sample."""
-    for sample, outputs in zip(samples, predicted.values, strict=True):
-        targets = {} if sample.targets is None else {"targets": sample.targets}
-        if as_json:
-            click.echo(json.dumps({**sample.origin, "outputs": outputs, **targets}))
-            continue
-        text_lines = [f"{printable(sample.title)}: output of each neuron by step"]
-        text_lines[0] += ", and its target" if targets else ""
-        for neuron, values in enumerate(outputs):
-            text_lines.append(f"  {neuron:>4}  {_values_text(values)}")
-            text_lines += [f"   and  {_values_text(sample.targets[neuron])}"] if sample.targets is not None else []
+        text_lines = [f"{printable(sample.title)}: {titles[0]}"]
+        text_lines[0] += f", and {titles[1]}" if targets else ""
+        for neuron, numbers in enumerate(neurons):
+            text_lines.append(f"  {neuron:>4}  {text(numbers)}")
+            text_lines += [f"   and  {text(sample.targets[neuron])}"] if sample.targets is not None else []
         say("\n".join(text_lines))
 
 

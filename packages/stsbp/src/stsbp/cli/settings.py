@@ -10,7 +10,7 @@ from click.core import ParameterSource
 from click.shell_completion import CompletionItem
 
 from stsbp.cli.common import Choice, completes
-from stsbp.config import OWN, SECTIONS, RunConfig
+from stsbp.config import OWN, SECTIONS, SEVERAL, RunConfig
 from stsbp.datasets import DATASETS
 from stsbp.presets import PRESETS
 
@@ -28,9 +28,6 @@ _SECTION = {"--" + name.replace("_", "-"): title for title, names in SECTIONS.it
 
 _ALSO = {"lr": ("--learning-rate",)}
 """Other names of options."""
-
-_SEVERAL = {"freeze": "NAME", "rate_penalty": "[LAYER=]TARGET:WEIGHT"}
-"""Options that may be given several times, with the form of a value."""
 
 complete_data_set = completes(DATASETS)
 complete_preset = completes(PRESETS)
@@ -109,8 +106,8 @@ def settings(
         attributes: dict[str, Any] = {"help": help_text, "hidden": name in hidden}
         if annotation is bool:
             option = click.option(f"{flag}/--no-{flag[2:]}", name, default=None, **attributes)
-        elif name in _SEVERAL:
-            option = click.option(flag, name, metavar=_SEVERAL[name], multiple=True, callback=_joined, **attributes)
+        elif name in SEVERAL:
+            option = click.option(flag, name, metavar=SEVERAL[name], multiple=True, callback=_joined, **attributes)
         elif name == "loss":
             option = click.option(flag, name, type=_LossType(list(OWN[name].spec_names)), **attributes)
         elif choices := get_args(annotation):

@@ -22,7 +22,7 @@ from stsbp_spec.validation import array_of, integer, listed, shown
 
 from stsbp.datasets.base import MOST_CLASSES, Dataset, FrameSplit, Request, Split, cut_test
 from stsbp.datasets.info import DatasetInfo
-from stsbp.datasets.sequences import SequenceSplit, axis_order_error, may_be_swapped, real_targets
+from stsbp.datasets.sequences import RealTargets, SequenceSplit, axis_order_error, may_be_swapped, real_targets
 from stsbp.errors import DataError, did_you_mean
 
 __all__ = ["ARRAYS", "FORMS", "GivenData", "given_data", "listed_names"]
@@ -113,11 +113,15 @@ class _ImagesWithTargets(_Images):
     def __init__(self, images: UInt8, targets: AnyArray) -> None:
         labels = np.zeros(len(images), np.int64)
         super().__init__(images, labels)
-        self._targets = targets
+        self._targets: FrameSplit | RealTargets
+        if targets.dtype == np.float32:
+            self._targets = RealTargets(targets)
+        else:
+            self._targets = FrameSplit(FrameSplit.store(targets), labels, targets.shape[1])
 
     def targets(self, indices: Int64) -> AnyArray:
         """Targets of some samples, `[T, B, N]`."""
-        return np.ascontiguousarray(np.swapaxes(self._targets[indices], 0, 1))
+        return self._targets.inputs(indices)
 
 
 @dataclass(frozen=True)

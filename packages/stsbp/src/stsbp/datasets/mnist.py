@@ -134,13 +134,12 @@ def _names(split: str) -> tuple[str, str]:
 
 def _files_in(folder: Path, split: str) -> tuple[Path, Path] | None:
     """The files of a split in a folder, images first; None if they do not exist."""
-    # torchvision keeps the packed files beside the unpacked ones. Images of one kind never go with labels of the other.
-    for suffix in (".gz", ""):
-        images, labels = (folder / f"{name}{suffix}" for name in _names(split))
+    # torchvision keeps the packed files beside the unpacked ones. They are mixed only if neither kind is complete.
+    for suffixes in ((".gz", ".gz"), ("", ""), (".gz", ""), ("", ".gz")):
+        images, labels = (folder / f"{name}{suffix}" for name, suffix in zip(_names(split), suffixes, strict=True))
         if images.is_file() and labels.is_file():
             return images, labels
-    kinds = [next((p for p in (folder / f"{name}.gz", folder / name) if p.is_file()), None) for name in _names(split)]
-    return None if kinds[0] is None or kinds[1] is None else (kinds[0], kinds[1])
+    return None
 
 
 def _splits(folder: Path) -> tuple[bool, ...]:

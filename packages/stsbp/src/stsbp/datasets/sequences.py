@@ -23,6 +23,7 @@ from stsbp.errors import DataError
 
 __all__ = [
     "SEQUENCES",
+    "RealTargets",
     "SequenceSplit",
     "Sequences",
     "axis_order_error",
@@ -60,8 +61,11 @@ class SequenceSplit:
             )
         self.labels, self.lengths = labels, lengths
         self._rasters = _part("rasters", rasters, labels, lengths)
-        self._real = real_targets("SequenceSplit, targets", targets) if np.asarray(targets).dtype.kind == "f" else None
-        self._targets = None if self._real is not None else _part("targets", targets, labels, lengths)
+        self._targets: FrameSplit | RealTargets
+        if np.asarray(targets).dtype.kind == "f":
+            self._targets = RealTargets(real_targets("SequenceSplit, targets", targets))
+        else:
+            self._targets = _part("targets", targets, labels, lengths)
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -78,10 +82,18 @@ class SequenceSplit:
 
     def targets(self, indices: Int64) -> AnyArray:
         """Targets of some samples, `[T, B, N]`."""
-        if self._targets is not None:
-            return self._targets.inputs(indices)
-        assert self._real is not None
-        return np.ascontiguousarray(np.swapaxes(self._real[indices], 0, 1))
+        return self._targets.inputs(indices)
+
+
+class RealTargets:
+    """Real targets `[n, T, N]`, float32, which are read as frames are."""
+
+    def __init__(self, values: Float32) -> None:
+        self._values = values
+
+    def inputs(self, indices: Int64) -> Float32:
+        """Targets of some samples, `[T, B, N]`."""
+        return np.ascontiguousarray(np.swapaxes(self._values[indices], 0, 1))
 
 
 def real_targets(name: str, targets: AnyArray) -> Float32:

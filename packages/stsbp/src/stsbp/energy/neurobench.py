@@ -290,12 +290,13 @@ class _Adapter:
                 counts.acs += int(ones.sum(axis=1)[~multiplied].sum())
         for per_frame, is_static in dense_multiplications(self._task.network).values():
             counts.dense += per_frame * int(len(steps) if is_static else steps.sum())
-        fired = {layer: int(spikes[layer][mask].sum()) for layer in self.layer_names.values()}
-        places = {layer: int(spikes[layer][mask].size) for layer in fired}
-        for layer in fired:
-            counts.silent[layer] = counts.silent.get(layer, 0) + places[layer] - fired[layer]
-            counts.places[layer] = counts.places.get(layer, 0) + places[layer]
-        silent, total = sum(places.values()) - sum(fired.values()), sum(places.values())
+        silent = total = 0
+        for layer in self.layer_names.values():
+            present = spikes[layer][mask]
+            silent_places = present.size - int(present.sum())
+            counts.silent[layer] = counts.silent.get(layer, 0) + silent_places
+            counts.places[layer] = counts.places.get(layer, 0) + present.size
+            silent, total = silent + silent_places, total + present.size
         counts.sparsity.append(silent / total * len(steps) if total else 0.0)
 
     def counted(self, *, of_classes: bool) -> dict[str, Any]:

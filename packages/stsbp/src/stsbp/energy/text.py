@@ -5,7 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from stsbp_spec.engine.cost import COUNTS
+
 from stsbp.errors import printable
+from stsbp.tables import text_table
 
 __all__ = ["energy_rows", "energy_summary", "energy_text", "neurobench_text", "picojoules"]
 
@@ -21,8 +24,7 @@ def picojoules(pj: float) -> str:
 def energy_rows(energy: Mapping[str, Any]) -> list[list[str]]:
     """A table by layer: a head, a row for each layer, and a row of the sums. Counts are means over the samples."""
     samples, layers = energy["samples"], energy["layers"]
-    kinds = ("accumulations", "multiplications", "merges", "normalisations", "updates")
-    shown = [kind for kind in kinds if any(layer[kind] for layer in layers)]
+    shown = [kind for kind in COUNTS if any(layer[kind] for layer in layers)]
     head = ["layer", *shown, "states", "synapses", "neurons", "memory", "total"]
     rows = [
         [
@@ -57,7 +59,7 @@ def energy_text(energy: Mapping[str, Any]) -> list[str]:
     title = f"energy of a sample, counts as means, energies by the table {energy['table']}{source}:"
     return [
         printable(title),
-        *_aligned(energy_rows(energy)),
+        *_indented(energy_rows(energy)),
         *energy_summary(energy),
     ]
 
@@ -73,7 +75,7 @@ def neurobench_text(record: Mapping[str, Any]) -> list[str]:
     rows += [[name, f"{value:.10g}", f"{second[name]:.10g}"] for name, value in first.items()]
     differing = record["differing"]
     verdict = f"These figures differ: {', '.join(differing)}." if differing else "Both count the same."
-    return ["figures of NeuroBench's harness, and those of stsbp:", *_aligned(rows), verdict]
+    return ["figures of NeuroBench's harness, and those of stsbp:", *_indented(rows), verdict]
 
 
 def _flat(figures: Mapping[str, Any], prefix: str = "") -> dict[str, float]:
@@ -83,10 +85,5 @@ def _flat(figures: Mapping[str, Any], prefix: str = "") -> dict[str, float]:
     return flat
 
 
-def _aligned(rows: Sequence[Sequence[str]]) -> list[str]:
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    aligned = []
-    for name, *cells in rows:
-        padded = [name.ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(cells, widths[1:], strict=True))]
-        aligned.append("  " + "  ".join(padded).rstrip())
-    return aligned
+def _indented(rows: Sequence[Sequence[str]]) -> list[str]:
+    return [f"  {row}" for row in text_table(rows)]

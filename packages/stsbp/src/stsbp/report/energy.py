@@ -10,7 +10,7 @@ import numpy as np
 
 from stsbp.energy.text import energy_rows, energy_summary, picojoules
 from stsbp.report import svg
-from stsbp.report.spike_times import spike_time_table
+from stsbp.tables import html_table
 
 __all__ = ["energy_section"]
 
@@ -33,5 +33,5 @@ def energy_section(energy: Mapping[str, Any]) -> str:
     sentences = "".join(f"<li>{escape(sentence)}</li>" for sentence in energy_summary(energy))
     return (
         f'<h2>Energy</h2><p class="muted">{explanation}</p><div class="row"><figure><figcaption>Share of each layer'
-        f"</figcaption>{chart}</figure><ul>{sentences}</ul></div>{spike_time_table(energy_rows(energy))}"
+        f"</figcaption>{chart}</figure><ul>{sentences}</ul></div>{html_table(energy_rows(energy))}"
     )

@@ -25,8 +25,9 @@ from stsbp.rate_penalty import describe_penalties, penalties_of
 from stsbp.report import svg
 from stsbp.report.collect import Sample
 from stsbp.report.energy import energy_section
-from stsbp.report.spike_times import spike_time_figures, spike_time_table
+from stsbp.report.spike_times import spike_time_figures
 from stsbp.report.svg import Series
+from stsbp.tables import html_table
 from stsbp.training.build import TOLERANCE, decoders
 from stsbp.training.optimizer import describe_frozen, frozen_parameters
 from stsbp.training.quality import QUALITIES, Quality
@@ -232,7 +233,7 @@ def _head(content: Content) -> str:
     if command is not None:
         html_lines.append(f"<p>Made by</p><pre>{escape(command_text(command))}</pre>")
     frozen = describe_frozen(content.network, frozen_parameters(content.network, config.freeze))
-    penalised = describe_penalties(penalties_of(content.network, config.rate_penalty))
+    penalised = describe_penalties(penalties_of(content.network, config.rate_penalty).items())
     html_lines += [f'<p class="muted">{escape(note)}</p>' for note in (frozen, penalised, *content.notes) if note]
     return "\n".join(html_lines)
 
@@ -321,7 +322,7 @@ def _spike_times(content: Content, measures: Mapping[str, Any]) -> str:
     figures = [_html_figure(escape(f.caption), *f.parts) for f in spike_time_figures(measures, content.by_neuron)]
     return (
         f'<h2>Spike times</h2><p class="muted">{explanation}</p><div class="row">{"".join(figures)}</div>'
-        + spike_time_table(measure_rows(measures, {}))
+        + html_table(measure_rows(measures, {}))
     )
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from html import escape
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -13,7 +12,7 @@ from stsbp.report import svg
 from stsbp.report.svg import Series
 from stsbp.training.timing_text import reference_tolerance
 
-__all__ = ["Figure", "spike_time_figures", "spike_time_table"]
+__all__ = ["Figure", "spike_time_figures"]
 
 _MANY = 16
 """Number of output neurons that are drawn."""
@@ -96,10 +95,3 @@ def _by_neuron(measures: Mapping[str, Any], by_neuron: Mapping[str, Any]) -> lis
     neurons_text = "each output neuron" if len(shown) == len(shares) else f"the {_MANY} output neurons with the lowest"
     caption = f"F1 {within(measures['tolerances'][index])} of {neurons_text}"
     return [Figure(caption + ("" if chance is None else "; in brackets: by chance"), (chart,))]
-
-
-def spike_time_table(rows: Sequence[Sequence[str]]) -> str:
-    """Rows of cells as an HTML table. The first row is the head."""
-    head = "".join(f"<th>{escape(cell)}</th>" for cell in rows[0])
-    body = "".join("<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in row) + "</tr>" for row in rows[1:])
-    return f'<div class="scroll"><table><tr>{head}</tr>{body}</table></div>'

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from stsbp.config import RunConfig
 from stsbp.datasets import Dataset, DatasetInfo, Split
 from stsbp.energy.neurobench import check_neurobench, run_neurobench
-from stsbp.energy.table import asked_table
+from stsbp.energy.table import EnergyTable, asked_table
 from stsbp.energy.totals import RunEnergy
 from stsbp.errors import ConfigError
 from stsbp.training.blank import warn_of_blank
@@ -59,7 +60,13 @@ class EvaluationRequest:
 
     def __post_init__(self) -> None:
         check_on(self.on, self.split)
-        asked_table(energy=self.energy, name=self.energy_table)
+        # Read at once, so that a wrong table is told before the data are loaded.
+        _ = self.table
+
+    @cached_property
+    def table(self) -> EnergyTable | None:
+        """The energy of operations; None: it is not asked for."""
+        return asked_table(energy=self.energy, name=self.energy_table)
 
     def check(self, config: RunConfig) -> None:
         """Raise `ConfigError` if the other data set is the run's own."""
@@ -101,8 +108,7 @@ def evaluate_run(trained: Trained, request: EvaluationRequest, reporter: Reporte
     tolerance = TOLERANCE if request.tolerance is None else request.tolerance
     parameters: dict[str, Any] = {"tolerances": request.tolerances, "cost": request.cost, "seed": request.seed}
     measuring = Measuring(**{name: value for name, value in parameters.items() if value is not None})
-    table = asked_table(energy=request.energy, name=request.energy_table)
-    energy = None if table is None else RunEnergy(trained.network, table)
+    energy = None if request.table is None else RunEnergy(trained.network, request.table)
     try:
         dataset, samples, shared_count = _samples(trained, request, reporter)
         config, on = trained.settings, request.on

@@ -8,17 +8,14 @@ because the image is the same at every step. Both numbers exclude the updates of
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
 from stsbp_spec.engine import cost
-from stsbp_spec.engine.plan import rule_of
 from stsbp_spec.engine.trainer import TrainState
 from stsbp_spec.models.encoders.packed import unpacked
 from stsbp_spec.models.lengths import without_padding
 from stsbp_spec.networks.graph import Edge
-from stsbp_spec.networks.ops import Dropout
 from stsbp_spec.networks.ops.base import Passing
 from stsbp_spec.networks.spec import Block, NetworkSpec
 from stsbp_spec.reference.backend import NumpyBackend
@@ -28,7 +25,7 @@ from stsbp.datasets import Split
 from stsbp.energy.totals import EnergyPrices, weights_of
 from stsbp.training.build import Task
 
-__all__ = ["MOST_SAMPLES", "Activity", "activity", "fan_out", "spikes_of", "synaptic_operations"]
+__all__ = ["MOST_SAMPLES", "Activity", "activity", "fan_out", "synaptic_operations"]
 
 MOST_SAMPLES = 200
 _BATCH = 10
@@ -61,19 +58,6 @@ def fan_out(network: NetworkSpec, block: Block) -> dict[Edge, Int64]:
             (edge,) = nodes[projection.name].inputs
             trace(edge.source, edge.delay, cost.fan_out(projection))
     return fans
-
-
-def spikes_of(network: NetworkSpec, name: str, fired: Mapping[str, AnyArray]) -> AnyArray:
-    """The values of a node of `fan_out`, `[T, B, ...]`, from spikes of populations and the input, without dropout."""
-    if name in fired:
-        return fired[name]
-    (node,) = (node for node in network.graph.nodes if node.name == name)
-    inputs = [cost.arriving(spikes_of(network, edge.source, fired), edge.delay) for edge in node.inputs]
-    if isinstance(node.op, Dropout):
-        return inputs[0]
-    op = node.op.at(inputs[0].shape[2:]) if isinstance(node.op, Passing) else node.op
-    passed: AnyArray = rule_of(_NUMPY, op).forward(op, *inputs)[0]
-    return passed
 
 
 def _per_step(spikes: AnyArray, lengths: Int64 | None) -> Float64:
@@ -131,22 +115,21 @@ def activity(
     spikes = {block.name: np.zeros(steps) for block in spiking}
     energy: Float64 = np.zeros(steps)
     for first in range(0, len(chosen), _BATCH):
-        batch, _ = task.batch(split, chosen[first : first + _BATCH])
+        part = chosen[first : first + _BATCH]
+        batch, _ = task.batch(split, part)
         inputs = unpacked(batch.inputs)
         layers = task.backend.run(network, weights, inputs, steps).layers
-        sources = {network.graph.nodes[0].name: inputs}
-        sources |= {block.population: layers[block.name].spikes for block in network.blocks}
+        fired = {name: layer.spikes for name, layer in layers.items()}
+        values = cost.node_values(network, inputs, fired, (steps, len(part)))
         for name, of_sources in fans.items():
             for edge, fan in of_sources.items():
-                arriving = cost.arriving(spikes_of(network, edge.source, sources), edge.delay)
+                arriving = cost.arriving(values[edge.source], edge.delay)
                 operations[name] += _per_step(arriving, batch.lengths) @ fan.reshape(-1).astype(np.float64)
         for name, per_step in spikes.items():
             per_step += _per_step(layers[name].spikes, batch.lengths).sum(axis=1)
         if prices is not None:
-            fired = {name: layer.spikes for name, layer in layers.items()}
             costs = cost.cost_of_run(network, inputs, fired, batch.lengths)
             energy += sum(x.sum(axis=1) * prices.of(key).total for key, x in costs.items())
     n = len(chosen)
-    of_layers = ({name: x / n for name, x in per_step.items()} for per_step in (operations, spikes))
-    mean_operations, mean_spikes = of_layers
+    mean_operations, mean_spikes = ({name: x / n for name, x in sums.items()} for sums in (operations, spikes))
     return Activity(mean_operations, mean_spikes, None if prices is None else energy / n)

@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-__all__ = ["errors_table", "errors_text"]
+from stsbp.tables import text_table
+
+__all__ = ["error_cells", "errors_table", "errors_text"]
 
 _PREDICTIONS = {"mean": "the mean of the targets", "last_value": "the target of the step before"}
 """The simple predictions in words."""
@@ -13,14 +15,16 @@ _MOST_OUTPUTS = 20
 """Number of outputs whose errors are printed one by one."""
 
 
-def _cells(errors: Mapping[str, float | None]) -> list[str]:
+def error_cells(errors: Mapping[str, float | None]) -> list[str]:
+    """MSE, R2 and sMAPE as text; `-` if one is missing."""
     forms = {"mse": "{:.4g}", "r2": "{:.4f}", "smape": "{:.2f} %"}
-    return ["-" if errors[key] is None else form.format(errors[key]) for key, form in forms.items()]
+    values = {key: errors.get(key) for key in forms}
+    return ["-" if (value := values[key]) is None else form.format(value) for key, form in forms.items()]
 
 
 def errors_text(errors: Mapping[str, float | None]) -> str:
     """The errors of a network in one line."""
-    mse, r2, smape = _cells(errors)
+    mse, r2, smape = error_cells(errors)
     return f"MSE {mse}, R2 {r2}, sMAPE {smape}"
 
 
@@ -32,11 +36,5 @@ def errors_table(regression: Mapping[str, Any]) -> list[str]:
     count = len(by_neuron["mse"])
     if 1 < count <= _MOST_OUTPUTS:
         rows += [(f"output {n}", {key: values[n] for key, values in by_neuron.items()}) for n in range(count)]
-    table = [["", "MSE", "R2", "sMAPE"], *([name, *_cells(errors)] for name, errors in rows)]
-    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
-    return [
-        "  ".join(
-            [row[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True))]
-        )
-        for row in table
-    ]
+    table = [["", "MSE", "R2", "sMAPE"], *([name, *error_cells(errors)] for name, errors in rows)]
+    return text_table(table)
