@@ -377,7 +377,7 @@ def test_a_program_of_another_process_is_refused() -> None:
 def test_arrays_that_a_site_was_not_made_for_are_not_touched(
     result: Any, arguments: list[Any], more: dict[str, Any], message: str
 ) -> None:
-    (memory,) = memories = (ffi.Memory((3,), np.dtype(np.float32)),)
+    (memory,) = memories = (ffi.ArrayLayout((3,), np.dtype(np.float32)),)
     assert host_call(scaled, [struct(*memory.shape)], numbers(3), fixed=(7.0,))
     attributes = {"number": np.int64(host_callback._numbers[scaled, (7.0,), memories, memories]), **more}
     call: Any = jax.ffi.ffi_call("stsbp_host", result)
@@ -552,7 +552,7 @@ def test_a_callback_that_does_not_answer_is_an_error(monkeypatch: pytest.MonkeyP
 
     lost: list[Any] = []
     monkeypatch.setattr(sys, "unraisablehook", lambda unraisable: lost.append(unraisable.exc_type))
-    memory = ffi.Memory((3,), np.dtype(np.float32))
+    memory = ffi.ArrayLayout((3,), np.dtype(np.float32))
     ffi.register_entry("stsbp_test", {5: ffi.Site(fails, (), (memory,))}, fails)
     with pytest.raises(jax.errors.JaxRuntimeError, match="the call was interrupted"):
         done(jax.ffi.ffi_call("stsbp_test", struct(3))(number=np.int64(5)))

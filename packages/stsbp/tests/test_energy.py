@@ -15,7 +15,7 @@ from click.testing import Result
 from stsbp.datasets import digits
 from stsbp.energy import stored
 from stsbp.energy.stored import stored_energy
-from stsbp.energy.table import TABLES, Memory, energy_table
+from stsbp.energy.table import TABLES, MemoryEnergy, energy_table
 from stsbp.energy.text import energy_text, picojoules
 from stsbp.energy.totals import EnergyPrices
 from stsbp.errors import ConfigError, FileError
@@ -326,7 +326,7 @@ def test_a_memory_costs_what_the_smallest_one_costs_that_holds_the_layer() -> No
     sizes = (1, 8 * 2**13, 8 * 2**13 + 1, 8 * 2**15, 8 * 2**20, 8 * 2**20 + 1)
     assert [memory.of_bits(64, bits) for bits in sizes] == [10, 10, 20, 20, 100, 1300]
     assert memory.of_bits(12, 1) == 12 / 64 * 10
-    assert Memory(beyond=640.0, word_bits=32).of_bits(32, 1) == 640
+    assert MemoryEnergy(beyond=640.0, word_bits=32).of_bits(32, 1) == 640
 
 
 def test_the_built_in_tables_have_the_figures_of_their_source() -> None:

@@ -419,7 +419,7 @@ class JaxBackend(AbstractBackend[Array]):
         return jnp.unpackbits(bits, count=math.prod(shape)).reshape(shape).astype(dtype)
 
 
-class _Operations(JaxBackend):
+class _JaxOperations(JaxBackend):
     """Only the operations, on arrays on any device."""
 
     def open(self, device: str | None) -> str:
@@ -461,7 +461,7 @@ class _Operations(JaxBackend):
             return _channels(function, tuple(fixed.items()), *arrays)
 
 
-OPERATIONS = _Operations()
+OPERATIONS = _JaxOperations()
 """The operations for functions of ordinary JAX code. They open no device and change no settings of the process."""
 
 

@@ -29,7 +29,7 @@ from llvmlite import binding, ir
 from stsbp_spec.errors import BackendError
 from stsbp_spec.typing import AnyArray, Shape
 
-__all__ = ["CANCELLED", "CODES", "INTERNAL", "RESOURCE_EXHAUSTED", "Memory", "Site", "interface", "register_entry"]
+__all__ = ["CANCELLED", "CODES", "INTERNAL", "RESOURCE_EXHAUSTED", "ArrayLayout", "Site", "interface", "register_entry"]
 
 CANCELLED, RESOURCE_EXHAUSTED, INTERNAL = 1, 8, 13
 """XLA's error codes."""
@@ -213,7 +213,7 @@ def _unknown(difference: str) -> str:
     )
 
 
-class Memory(NamedTuple):
+class ArrayLayout(NamedTuple):
     """Shape and dtype of an array that is contiguous, in the order of its axes."""
 
     shape: Shape
@@ -225,7 +225,7 @@ class _Buffers:
 
     __slots__ = ("_each", "_pointers")
 
-    def __init__(self, memories: tuple[Memory, ...]) -> None:
+    def __init__(self, memories: tuple[ArrayLayout, ...]) -> None:
         self._pointers = c_size_t * len(memories)
         self._each = [
             (shape, dtype, CODES[dtype], [*shape], c_int64 * len(shape), c_char * (math.prod(shape) * dtype.itemsize))
@@ -264,8 +264,8 @@ class Site:
     def __init__(
         self,
         call: Callable[[list[AnyArray], list[AnyArray]], None],
-        arguments: tuple[Memory, ...],
-        results: tuple[Memory, ...],
+        arguments: tuple[ArrayLayout, ...],
+        results: tuple[ArrayLayout, ...],
     ) -> None:
         self._call = call
         self._arguments, self._results = _Buffers(arguments), _Buffers(results)

@@ -31,7 +31,7 @@ from stsbp_spec.errors import ShapeError
 from stsbp_spec.typing import AnyArray, Shape
 
 from stsbp_jax.distributed.replication import match_replication, result_like
-from stsbp_jax.engine.ffi import CANCELLED, CODES, INTERNAL, RESOURCE_EXHAUSTED, Memory, Site, register_entry
+from stsbp_jax.engine.ffi import CANCELLED, CODES, INTERNAL, RESOURCE_EXHAUSTED, ArrayLayout, Site, register_entry
 
 __all__ = ["Making", "host_call", "one_at_a_time", "original_errors"]
 
@@ -86,7 +86,9 @@ def host_call(
     jax_arrays: tuple[Array, ...] = match_replication(
         tuple(x if isinstance(x, Array) else jnp.asarray(x) for x in arrays)
     )
-    memories = tuple(tuple(Memory(tuple(x.shape), np.dtype(x.dtype)) for x in group) for group in (jax_arrays, results))
+    memories = tuple(
+        tuple(ArrayLayout(tuple(x.shape), np.dtype(x.dtype)) for x in group) for group in (jax_arrays, results)
+    )
     for memory in (*memories[0], *memories[1]):
         if memory.dtype not in CODES:
             supported = ", ".join(dtype.name for dtype in CODES)
@@ -111,8 +113,8 @@ def _open() -> None:
 def _number(
     function: Callable[..., None],
     fixed: tuple[Hashable, ...],
-    arguments: tuple[Memory, ...],
-    results: tuple[Memory, ...],
+    arguments: tuple[ArrayLayout, ...],
+    results: tuple[ArrayLayout, ...],
 ) -> int:
     key = (function, fixed, arguments, results)
     with _lock:

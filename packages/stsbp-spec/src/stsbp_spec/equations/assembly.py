@@ -178,7 +178,7 @@ class LossEquations:
     inside: str | None = None
 
 
-class _UniqueNames:
+class _PartNames:
     """The constants, states or carried values of one part of a step. Their names are unique among all parts."""
 
     def __init__(self, kind: str, names: Iterable[str], used_names: set[str]) -> None:
@@ -243,23 +243,23 @@ def _neuron_equations(
         if shared[j] == j
     ]
     neuron_constants, slope_constants = neuron.constants(), surrogate.constants()
-    constant_names = _UniqueNames(f"constant of {title}", neuron_constants, used_names)
+    constant_names = _PartNames(f"constant of {title}", neuron_constants, used_names)
     # Inputs, not constants, so that an update compiles nothing, and one kernel serves one number per layer and one per
     # channel. The price is one more number to read per neuron and step.
-    learned = _UniqueNames(f"learned number of {title}", neuron.learned(), used_names)
+    learned = _PartNames(f"learned number of {title}", neuron.learned(), used_names)
     if twice := set(neuron_constants) & set(learned.free):
         raise SpecError(f"{title}: {', '.join(sorted(twice))} is both a constant and learned")
     for edge in edges:
         edge.name_learned(used_names)
     p = Names(f"constant of {title}", constant_names.expressions | learned.expressions)
-    slope_names = _UniqueNames(f"constant of the surrogate {surrogate.name}", slope_constants, used_names)
+    slope_names = _PartNames(f"constant of the surrogate {surrogate.name}", slope_constants, used_names)
     edge_constants = {k: value for edge in edges for k, value in edge.constants.values(edge.filter.constants()).items()}
     unrounded = edge_constants | constant_names.values(neuron_constants) | slope_names.values(slope_constants)
     constants = _rounded(unrounded)
     used_names_back = set(used_names)
     for edge in edges:
         edge.name_states(used_names)
-    state_names = _UniqueNames(f"state of {title}", neuron.states, used_names)
+    state_names = _PartNames(f"state of {title}", neuron.states, used_names)
 
     filtered = [edge.step() for edge in edges]
     current = variable("current")
@@ -273,11 +273,11 @@ def _neuron_equations(
 
     grad_inputs = ("gu", "g") if of_potentials else ("g",)
     known_names = {*constants, *learned.free.values(), *grad_inputs}
-    carried_names = _UniqueNames(f"carried value of {title}", neuron.carried, used_names_back)
+    carried_names = _PartNames(f"carried value of {title}", neuron.carried, used_names_back)
     adjoint = None if of_potentials else neuron.adjoint(p, carried_names.names, variable("u"), variable("g"), h)
     saved = {"u": step.u}
     if adjoint is None:
-        carried_names = _UniqueNames(
+        carried_names = _PartNames(
             f"carried value of {title}", [f"d_{name}" for name in neuron.states], used_names_back
         )
         known_names |= {*carried_names.free.values()}
@@ -303,7 +303,7 @@ def _neuron_equations(
         for k, x in edge.terms(edge_adjoint).items()
     }
     free_names = [name for edge in edges for name in edge.learned.free.values()] + [*learned.free.values()]
-    terms = _UniqueNames("gradient", [f"d_{free}" for free in free_names], used_names_back)
+    terms = _PartNames("gradient", [f"d_{free}" for free in free_names], used_names_back)
     total = filtered[0].current
     for filter_step in filtered[1:]:
         total = snap(total + filter_step.current)
@@ -354,10 +354,10 @@ class _EdgeFilter:
     ) -> None:
         self.index, self.filter, self.input = index, filter, inputs[index]
         self.reads = [inputs[j] for j, first in enumerate(shared) if first == index]
-        self.constants = _UniqueNames("constant of the filter", filter.constants(), used_names)
+        self.constants = _PartNames("constant of the filter", filter.constants(), used_names)
 
     def name_learned(self, used_names: set[str]) -> None:
-        self.learned = _UniqueNames("learned number of the filter", self.filter.learned(), used_names)
+        self.learned = _PartNames("learned number of the filter", self.filter.learned(), used_names)
 
     def learned_names(self) -> dict[str, str]:
         """Unique names by a population's names for learned parameters: `bias`, and `bias2` for the second
@@ -365,7 +365,7 @@ class _EdgeFilter:
         return {learned_name(self.index, name): free for name, free in self.learned.free.items()}
 
     def name_states(self, used_names: set[str]) -> None:
-        self.states = _UniqueNames("state of the filter", self.filter.states, used_names)
+        self.states = _PartNames("state of the filter", self.filter.states, used_names)
 
     def step(self) -> FilterStep:
         z = variable(self.reads[0])
@@ -426,9 +426,9 @@ def _floored(step: Step) -> Step:
 
 def _derived(
     step: Step,
-    states: _UniqueNames,
-    carried: _UniqueNames,
-    learned: _UniqueNames,
+    states: _PartNames,
+    carried: _PartNames,
+    learned: _PartNames,
     current: Expr,
     known_names: set[str],
     used_names: set[str],
@@ -466,16 +466,16 @@ def _derived(
 
 
 def _filter_adjoint(
-    filter: SynapticFilter, constants: _UniqueNames, learned: _UniqueNames, error: Expr, used_names: set[str]
+    filter: SynapticFilter, constants: _PartNames, learned: _PartNames, error: Expr, used_names: set[str]
 ) -> tuple[FilterAdjoint, dict[str, Expr]]:
     """The backward pass of a filter from the error of its current, and the values it carries, under unique names."""
-    d = _UniqueNames("carried value of the filter", filter.carried, used_names)
+    d = _PartNames("carried value of the filter", filter.carried, used_names)
     p = Names("constant of the filter", constants.expressions | learned.expressions)
     written = filter.adjoint(p, d.names, error)
     if written is not None:
         return written, d.renamed(written.carried, "the carried values of the filter")
-    s = _UniqueNames("state of the filter", filter.states, set(used_names))
-    d = _UniqueNames("carried value of the filter", [f"d_{name}" for name in filter.states], used_names)
+    s = _PartNames("state of the filter", filter.states, set(used_names))
+    d = _PartNames("carried value of the filter", [f"d_{name}" for name in filter.states], used_names)
     z = variable("z")
     step = filter.step(p, s.names, z)
     seeds = [(step.states[name], d.expressions[f"d_{name}"]) for name in filter.states]
@@ -497,13 +497,13 @@ def filter_equations(filter: SynapticFilter) -> FilterEquations:
     """The recurrences of a filter alone, and its constants."""
     used_names = {"o", "a", "da", "do"}
     constants = filter.constants()
-    p = _UniqueNames("constant of the filter", constants, used_names)
-    s = _UniqueNames("state of the filter", filter.states, set(used_names))
+    p = _PartNames("constant of the filter", constants, used_names)
+    s = _PartNames("state of the filter", filter.states, set(used_names))
     step = filter.step(p.names, s.names, variable("o"))
     states = s.renamed(step.states, "the states of the filter")
     forward = Recurrence("filter_forward", tuple(p.free.values()), ("o",), states, {"a": step.current})
     adjoint, carried = _filter_adjoint(
-        filter, p, _UniqueNames("learned number of the filter", (), set()), variable("da"), used_names
+        filter, p, _PartNames("learned number of the filter", (), set()), variable("da"), used_names
     )
     parameters, outputs = tuple(p.free.values()), {"do": adjoint.dz}
     backward = Recurrence("filter_backward", parameters, ("da",), carried, outputs, reverse=True)

@@ -33,7 +33,7 @@ from stsbp.training.trained import Trained
 __all__ = ["NeuroBenchResult", "check_neurobench", "neurobench_model", "run_neurobench"]
 
 
-class _Library(NamedTuple):
+class _NeuroBenchParts(NamedTuple):
     """The used parts of NeuroBench and torch."""
 
     version: str
@@ -53,7 +53,7 @@ def check_neurobench(*, processes: int = 1) -> None:
     _library()
 
 
-def _library() -> _Library:
+def _library() -> _NeuroBenchParts:
     try:
         import torch
         from neurobench import __version__
@@ -71,7 +71,7 @@ def _library() -> _Library:
         raise ConfigError(
             f'--neurobench needs the library neurobench ({error}): pip install "stsbp[neurobench]"'
         ) from error
-    return _Library(
+    return _NeuroBenchParts(
         __version__,
         torch,
         Benchmark,
@@ -220,7 +220,7 @@ class _Adapter:
         layer_names: names of the layers by their names in the model.
     """
 
-    def __init__(self, task: Task, weights: Mapping[str, AnyArray], library: _Library) -> None:
+    def __init__(self, task: Task, weights: Mapping[str, AnyArray], library: _NeuroBenchParts) -> None:
         self._task, self._weights, self._torch = task, dict(weights), library.torch
         network, backend = task.network, task.backend
         self._grids = {

@@ -15,14 +15,14 @@ from stsbp.errors import ConfigError
 from stsbp.files import MEGABYTE, read_regular
 from stsbp.records import Record
 
-__all__ = ["DEFAULT", "TABLES", "EnergyTable", "Memory", "Operation", "asked_table", "energy_table"]
+__all__ = ["DEFAULT", "TABLES", "EnergyTable", "MemoryEnergy", "Operation", "asked_table", "energy_table"]
 
 Operation = Literal["accumulate", "multiply_accumulate", "add", "multiply", "compare", "divide", "root", "exp"]
 Picojoules = Annotated[float, Field(ge=0, le=1e12)]
 Bits = Annotated[int, Field(ge=1, le=4096)]
 
 
-class Memory(Record):
+class MemoryEnergy(Record):
     """The energy of memory accesses.
 
     Attributes:
@@ -42,7 +42,7 @@ class Memory(Record):
     state_bits: Bits = 32
 
     @model_validator(mode="after")
-    def _fits(self) -> Memory:
+    def _fits(self) -> MemoryEnergy:
         if len(self.sizes) != len(self.access):
             raise ValueError(f"sizes has {len(self.sizes)} entries, but access has {len(self.access)}")
         if sorted(set(self.sizes)) != self.sizes:
@@ -72,7 +72,7 @@ class EnergyTable(Record):
     name: Annotated[str, Field(min_length=1, max_length=100)]
     source: Annotated[str, Field(max_length=1000)] = ""
     pj: dict[Operation, Picojoules]
-    memory: Memory | None = None
+    memory: MemoryEnergy | None = None
 
     def of(self, operation: str) -> float:
         """Energy of an operation in pJ.
@@ -103,19 +103,19 @@ TABLES: Mapping[str, EnergyTable] = {
         name="float32",
         source=_SOURCE,
         pj={"add": 0.9, "multiply": 3.7, "multiply_accumulate": 4.6, "compare": 0.9},
-        memory=Memory(**_SRAM),
+        memory=MemoryEnergy(**_SRAM),
     ),
     "int32": EnergyTable(
         name="int32",
         source=_SOURCE,
         pj={"add": 0.1, "multiply": 3.1, "multiply_accumulate": 3.2, "compare": 0.1},
-        memory=Memory(**_SRAM),
+        memory=MemoryEnergy(**_SRAM),
     ),
     "int8": EnergyTable(
         name="int8",
         source=_SOURCE,
         pj={"add": 0.03, "multiply": 0.2, "multiply_accumulate": 0.23, "compare": 0.03},
-        memory=Memory(**_SRAM, state_bits=8),
+        memory=MemoryEnergy(**_SRAM, state_bits=8),
     ),
 }
 """The tables that have a name."""

@@ -123,7 +123,7 @@ def aligned(outputs: AnyArray, targets: AnyArray, gains: AnyArray, *, pairs: boo
     rows, errors = [np.zeros(0, np.int64)], [np.zeros(0, np.int64)]
     for first in range(0, len(alignable), size):
         chunk = alignable[first : first + size]
-        table = _Table(outputs[chunk], targets[chunk], gains, width, pairs)
+        table = _ScoreTable(outputs[chunk], targets[chunk], gains, width, pairs)
         total[chunk] = table.gain
         if pairs:
             row, error = table.pairs()
@@ -132,7 +132,7 @@ def aligned(outputs: AnyArray, targets: AnyArray, gains: AnyArray, *, pairs: boo
     return Alignment(total, Pairs(np.concatenate(rows), np.concatenate(errors)) if pairs else None)
 
 
-class _Table:
+class _ScoreTable:
     """The scores of the dynamic programme over the spikes of rows `[R, T]`, those with most output spikes first.
 
     `scores[r, c]` is the best sum for the output spikes so far and the first `low[r] + c` target spikes, where `low`

@@ -40,7 +40,7 @@ def scalars(record: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
                 yield "/".join(part for part in (group, name, tag) if part), float(number)
 
 
-class _Library(NamedTuple):
+class _TensorBoardParts(NamedTuple):
     """The used parts of tensorboard: its writer of records, its events, and the components of a scalar."""
 
     writer: Any
@@ -49,7 +49,7 @@ class _Library(NamedTuple):
     tensor: Any
 
 
-def require() -> _Library:
+def require() -> _TensorBoardParts:
     """Import the used parts of tensorboard.
 
     Raises:
@@ -66,7 +66,7 @@ def require() -> _Library:
         ) from error
     plugin = summary_pb2.SummaryMetadata.PluginData(plugin_name="scalars")
     metadata = summary_pb2.SummaryMetadata(plugin_data=plugin, data_class=summary_pb2.DataClass.DATA_CLASS_SCALAR)
-    return _Library(RecordWriter, Event, metadata, make_tensor_proto)
+    return _TensorBoardParts(RecordWriter, Event, metadata, make_tensor_proto)
 
 
 class TensorBoard:

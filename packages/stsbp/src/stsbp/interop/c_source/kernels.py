@@ -25,12 +25,12 @@ from stsbp_spec.typing import Shape
 from stsbp.interop.c_source.arrays import Array
 from stsbp.interop.c_source.texts import braced, function, loops, plus, quotient, times
 
-__all__ = ["Table", "ordered", "passes", "sums"]
+__all__ = ["ConstantTable", "ordered", "passes", "sums"]
 
 Integers = np.ndarray[tuple[int, ...], np.dtype[np.int16]]
 
 
-class Table(NamedTuple):
+class ConstantTable(NamedTuple):
     """A constant table: its name, and the type of its numbers."""
 
     name: str
@@ -58,7 +58,7 @@ def ordered(op: Op, integers: Integers, source: Array) -> Integers | None:
     return integers if isinstance(op, OneToOne) else None
 
 
-def sums(op: Op, name: str, weights: Table, source: Array, shape: Shape) -> list[str]:
+def sums(op: Op, name: str, weights: ConstantTable, source: Array, shape: Shape) -> list[str]:
     """A function that writes weighted sums of `shape`, in their own units.
 
     Args:
@@ -111,7 +111,7 @@ def _reaches(position: str, size: int, stride: int) -> str:
     return f"({position} >= 0) && ({position} < {size * stride}){on_stride}"
 
 
-def _runs(conv: Conv2d, weights: Table, product: str, width: int) -> list[str]:
+def _runs(conv: Conv2d, weights: ConstantTable, product: str, width: int) -> list[str]:
     """Add a row of the kernel at once. Its columns, with all channels, have the same order as the outputs they
     reach."""
     (rows, columns), pad, units = conv.kernels, conv.paddings[1], conv.channels
@@ -128,7 +128,7 @@ def _runs(conv: Conv2d, weights: Table, product: str, width: int) -> list[str]:
     ]
 
 
-def _taps(conv: Conv2d, weights: Table, product: str, source: Array, width: int) -> list[str]:
+def _taps(conv: Conv2d, weights: ConstantTable, product: str, source: Array, width: int) -> list[str]:
     """Add one weight for each channel of the group, for each column `j` of the kernel that reaches an output."""
     (rows, columns), pad, dilation, stride = conv.kernels, conv.paddings[1], conv.dilations[1], conv.strides[1]
     units = conv.channels // conv.groups

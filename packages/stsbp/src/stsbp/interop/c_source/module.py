@@ -15,7 +15,7 @@ from stsbp_spec.networks.ops import Dropout, Flatten
 
 from stsbp.errors import ConfigError
 from stsbp.interop.c_source.arrays import Array
-from stsbp.interop.c_source.kernels import Table, ordered, passes, sums
+from stsbp.interop.c_source.kernels import ConstantTable, ordered, passes, sums
 from stsbp.interop.c_source.steps import BATCHNORM, SNAP, Fire, WeightedSums, elements, reduced
 from stsbp.interop.c_source.texts import SIZES, UniqueNames, comment, function, number_type, table
 from stsbp.interop.program import NetworkProgram, PopulationStep
@@ -158,7 +158,7 @@ class Module:
                 f"{node}: {count:,} numbers are too many for C source, which takes {_LARGEST - 1:,} at most"
             )
 
-    def _table(self, node: str, suffix: str, values: np.ndarray[Any, Any]) -> Table:
+    def _table(self, node: str, suffix: str, values: np.ndarray[Any, Any]) -> ConstantTable:
         """A constant table. If there is one with the same numbers, it is reused."""
         self._check_size(node, values.size)
         c_type = number_type(values)
@@ -167,7 +167,7 @@ class Module:
             self._table_names[key] = self._names(node, suffix)
             self.flash += SIZES[c_type] * values.size
             self.tables += [*table(self._table_names[key], values), ""]
-        return Table(self._table_names[key], c_type)
+        return ConstantTable(self._table_names[key], c_type)
 
     @cached_property
     def _aliases(self) -> dict[str, Edge]:
