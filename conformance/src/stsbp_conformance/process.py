@@ -143,20 +143,17 @@ def started(backend: AbstractBackend, size: int, updates: int, cases: Sequence[s
     threads = {"OMP_NUM_THREADS": "1", "NUMBA_NUM_THREADS": "1"}
     results = []
     with contextlib.ExitStack() as stack:
-        running, logs = list[subprocess.Popen[str]](), list[IO[str]]()
+        running, outputs, logs = list[subprocess.Popen[bytes]](), list[IO[str]](), list[IO[str]]()
         for rank in range(size):
+            # Files, not pipes: a process that fills the buffer of a pipe waits until somebody reads it.
+            outputs.append(stack.enter_context(tempfile.TemporaryFile("w+")))
             logs.append(stack.enter_context(tempfile.TemporaryFile("w+")))
             process = subprocess.Popen(
-                [*command, str(rank), *cases],
-                stdout=subprocess.PIPE,
-                stderr=logs[-1],
-                env={**os.environ, **threads},
-                text=True,
+                [*command, str(rank), *cases], stdout=outputs[-1], stderr=logs[-1], env={**os.environ, **threads}
             )
             stack.enter_context(process)
             stack.callback(process.kill)
             running.append(process)
-        # Each process prints only one line, so its output fits in the buffer of the pipe.
         end = time.monotonic() + _PATIENCE
         while None in (codes := [process.poll() for process in running]) and not any(codes):
             if time.monotonic() > end:
@@ -165,9 +162,10 @@ def started(backend: AbstractBackend, size: int, updates: int, cases: Sequence[s
         # The process that ends first has the cause. The others only miss it, and end later.
         if any(codes):
             raise Mismatch("; ".join(_failure(rank, code, logs[rank]) for rank, code in enumerate(codes) if code))
-        for process in running:
-            printed, _ = process.communicate()
-            results.append({name: Trained(**fields) for name, fields in json.loads(printed.splitlines()[-1]).items()})
+        for output in outputs:
+            output.seek(0)
+            last_line = output.read().splitlines()[-1]
+            results.append({name: Trained(**fields) for name, fields in json.loads(last_line).items()})
     return results
 
 
