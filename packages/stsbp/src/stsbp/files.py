@@ -37,6 +37,8 @@ __all__ = [
     "as_argument",
     "atomic_writer",
     "check_regular",
+    "has_file",
+    "has_folder",
     "locked_folder",
     "open_regular",
     "read_regular",
@@ -177,6 +179,52 @@ def check_regular(path: Path) -> None:
         if not stat.S_ISDIR(status.st_mode) and (problem := _irregular(status)) is not None:
             problem.filename = str(path)
             raise problem
+
+
+def has_file(path: Path) -> bool:
+    """Whether there is a regular file, or a link to one. False only if nothing has that name.
+
+    Raises:
+        OSError: it is something else, for example a pipe, or a link to nothing or to itself.
+    """
+    if (status := _status(path)) is None:
+        return False
+    if (problem := _irregular(status)) is not None:
+        problem.filename = str(path)
+        raise problem
+    return True
+
+
+def has_folder(path: Path) -> bool:
+    """Whether there is a folder, or a link to one. False only if nothing has that name.
+
+    Raises:
+        OSError: it is something else, for example a file, or a link to nothing or to itself.
+    """
+    if (status := _status(path)) is None:
+        return False
+    if not stat.S_ISDIR(status.st_mode):
+        is_file = stat.S_ISREG(status.st_mode)
+        file_type = "a file" if is_file else _FILE_TYPES.get(stat.S_IFMT(status.st_mode), "something else")
+        raise OSError(errno.ENOTDIR, f"it is {file_type}, not a folder", str(path))
+    return True
+
+
+def _status(path: Path) -> os.stat_result | None:
+    """Status of what has the name, following links; None: nothing has it. Raises `OSError` for a link to nothing."""
+    try:
+        os.lstat(path)
+    except (FileNotFoundError, NotADirectoryError, ValueError):
+        # A name with a zero byte is a ValueError.
+        return None
+    try:
+        return os.stat(path)
+    except FileNotFoundError as error:
+        raise OSError(errno.ENOENT, "it is a link to nothing", str(path)) from error
+    except OSError as error:
+        if error.errno != errno.ELOOP:
+            raise
+        raise OSError(errno.ELOOP, "it is a link that leads back to itself", str(path)) from error
 
 
 def open_regular(path: Path, max_bytes: int) -> BinaryIO:

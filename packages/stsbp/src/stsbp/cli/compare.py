@@ -96,10 +96,14 @@ def _label(measure: str, run_facts: Sequence[dict[str, Any]]) -> str:
     return "accuracy " + " or ".join(dict.fromkeys(fact["decoders"][1] for fact in run_facts))
 
 
+def _sample_settings(split: str) -> tuple[str, ...]:
+    """Settings that determine the samples of a split."""
+    return (*_SAMPLES, *(("test_on",) if split == "test" else ("limit", "validation")))
+
+
 def _are_comparable(run_facts: Sequence[dict[str, Any]], split: str, measure: str) -> bool:
     """Whether a result of these runs was measured on the same samples and in the same way."""
-    of_split = ("test_on",) if split == "test" else ("limit", "validation")
-    keys = (*_SAMPLES, *of_split, *_MEASURED.get(measure, ()))
+    keys = (*_sample_settings(split), *_MEASURED.get(measure, ()))
     conditions = {(fact[split]["samples"], *(fact["settings"][key] for key in keys)) for fact in run_facts}
     return len(conditions) <= 1 and not _have_other_samples(run_facts, split)
 
@@ -181,15 +185,45 @@ def _regression(records: Sequence[Mapping[str, Any]]) -> list[tuple[str, list[st
     return [(name, cells) for name, cells in rows if set(cells) != {"-"}]
 
 
-def _energies(stored: Sequence[Mapping[str, Any] | None]) -> list[tuple[str, list[str]]]:
-    """A row of energies for each table and each set of samples that some run has."""
-    rows: dict[str, dict[int, str]] = {}
-    for number, energy in enumerate(stored):
-        if energy is not None:
-            samples = f"{energy['samples']:,} {energy['split']} samples of {energy['dataset']}"
-            row_name = printable(f"energy of {samples}, mean, {energy['table']}")
-            rows.setdefault(row_name, {})[number] = picojoules(energy["pj"]["total"])
-    return [(name, [cells.get(number, "-") for number in range(len(stored))]) for name, cells in rows.items()]
+def _have_same_samples(run_facts: Sequence[dict[str, Any]], split: str) -> bool:
+    """Whether a split of these runs has the same samples: by their checkpoints, or else by their settings."""
+    if all(fact["contents"] for fact in run_facts):
+        return not _have_other_samples(run_facts, split)
+    return len({tuple(fact["settings"][key] for key in _sample_settings(split)) for fact in run_facts}) == 1
+
+
+def _energies(run_facts: Sequence[dict[str, Any]]) -> list[tuple[str, list[str]]]:
+    """A row of energies for each energy table and each set of samples that some run has.
+
+    Tables of one name may have other prices, and data sets of one name other samples: such rows are numbered. The name
+    of a row says where an earlier version stored no digest of the prices.
+    """
+    rows: dict[tuple[str, str | None, int], dict[int, str]] = {}
+    for number, fact in enumerate(run_facts):
+        if (energy := fact["energy"]) is None:
+            continue
+        samples = f"{energy['samples']:,} {energy['split']} samples of {energy['dataset']}"
+        row_name = printable(f"energy of {samples}, mean, {energy['table']}")
+        version = 0
+        while (cells := rows.get((row_name, energy["table_sha256"], version))) is not None:
+            if _have_same_samples([*(run_facts[other] for other in cells), fact], energy["split"]):
+                break
+            version += 1
+        key = row_name, energy["table_sha256"], version
+        rows.setdefault(key, {})[number] = picojoules(energy["pj"]["total"])
+    result = list[tuple[str, list[str]]]()
+    for (row_name, prices, version), cells in rows.items():
+        same_name = [key for key in rows if key[0] == row_name]
+        tables = [digest for digest in dict.fromkeys(key[1] for key in same_name) if digest is not None]
+        described = row_name
+        if prices is None:
+            described += ", prices not stored: not comparable"
+        elif len(tables) > 1:
+            described += f", prices version {tables.index(prices) + 1}"
+        if any(key[2] for key in same_name if key[1] == prices):
+            described += f", samples version {version + 1}"
+        result.append((described, [cells.get(number, "-") for number in range(len(run_facts))]))
+    return result
 
 
 def _table(run_facts: list[dict[str, Any]], columns: int | None) -> str:
@@ -231,8 +265,12 @@ def _table(run_facts: list[dict[str, Any]], columns: int | None) -> str:
         spike_times = _spike_times(records)
         marked |= bool(mark and spike_times)
         rows += [(f"{split} {name}{mark}", cells) for name, cells in spike_times]
-        rows += [(f"{split} {name}", cells) for name, cells in _regression(records)]
-    rows += _energies([fact["energy"] for fact in run_facts])
+        measured = [fact for fact, record in zip(run_facts, records, strict=True) if record.get("regression")]
+        mark = "" if _are_comparable(measured, split, "mse") else " *"
+        errors = _regression(records)
+        marked |= bool(mark and errors)
+        rows += [(f"{split} {name}{mark}", cells) for name, cells in errors]
+    rows += _energies(run_facts)
     trained = [fact["training"] or {} for fact in run_facts]
     for layer in dict.fromkeys(name for record in trained for name in record.get("rates", {})):
         cells = [f"{r['rates'][layer]:.4f}" if layer in r.get("rates", {}) else "-" for r in trained]

@@ -30,6 +30,7 @@ from stsbp.energy.table import asked_table
 from stsbp.energy.text import picojoules
 from stsbp.energy.totals import EnergyPrices
 from stsbp.errors import ConfigError, printable
+from stsbp.files import as_argument
 from stsbp.measures.matching import within
 from stsbp.plots import PLOT, check_plots, escape_dollars, new_figure, save
 from stsbp.threads import limit_threads
@@ -118,6 +119,12 @@ def command(
     limit_threads(configs[0].threads if threads is None else threads)
     backend = choose_backend(options)
     loaded = [load_trained(folder, checkpoint, backend, warn=say_warning) for folder in folders]
+    for run, trained in zip(runs, loaded, strict=True):
+        if table is not None and trained.task.inputs.sequences:
+            raise ConfigError(
+                f"--energy gives the energy until a class is decided, but {run} has no classes; leave --energy out. "
+                f"stsbp evaluate {as_argument(run)} --energy gives the energy of its samples"
+            )
     amounts = [_amounts(noises, trained.task.inputs.coding) for trained in loaded]
     reporter, curve_records = choose_reporter(), []
     try:

@@ -80,9 +80,13 @@ def _text(info: DatasetInfo) -> str:
     if info.licence:
         text_lines.append(f"  licence    {info.licence}")
     text_lines += [f"  option     {option}=...  {meaning}" for option, meaning in info.options.items()]
-    settings = defaults(info.name, "van-rossum")
+    loss = "van-rossum"
+    settings = defaults(info.name, loss)
+    if "loss" in settings:
+        loss = str(settings["loss"])
+        settings = defaults(info.name, loss)
     width = max(map(len, settings), default=0)
-    text_lines.append("  settings by default, with the loss van-rossum:")
+    text_lines.append(f"  settings by default, with the loss {loss}:")
     return "\n".join(
         [*text_lines, *(f"    {key:<{width}} = {to_toml_value(value)}" for key, value in settings.items())]
     )

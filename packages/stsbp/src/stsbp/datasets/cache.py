@@ -83,7 +83,8 @@ class Cached:
         skipped: sources that were left out.
         lengths: number of steps of each sample, `[n]`, if they were given.
         sha256: SHA-256 of the bytes of the samples, which was checked.
-        events: numbers of events after the window and of all events, if they were counted.
+        events: numbers of events after the window and of all events, if they were counted. For sounds: of recordings
+            that end after the window, and of all recordings.
     """
 
     data: UInt8
@@ -197,7 +198,7 @@ class CacheWriter:
         self._labels.extend(int(label) for label in labels)
 
     def count_events(self, late_count: int, count: int) -> None:
-        """Count the events of a sample: those after the window, and all."""
+        """Count the events of a sample: those after the window, and all. Or recordings of sounds, as in `Cached`."""
         late_sum, total = self._events or (0, 0)
         self._events = late_sum + late_count, total + count
 

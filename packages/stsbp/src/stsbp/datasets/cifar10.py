@@ -28,6 +28,7 @@ from stsbp.datasets.cache import Cached, CacheForm, CacheWriter, cached, combine
 from stsbp.datasets.image_folder import load_image_folder
 from stsbp.datasets.info import DatasetInfo
 from stsbp.errors import DataError
+from stsbp.files import has_file, has_folder
 
 __all__ = ["CIFAR10", "CLASSES", "DEFAULT_HOLDOUT", "load"]
 
@@ -67,21 +68,21 @@ def _download(data_dir: Path) -> None:
 
 def _binary_root(data_dir: Path) -> Path | None:
     for candidate in (data_dir, data_dir / _FOLDER, data_dir / "cifar10" / _FOLDER):
-        if (candidate / _BATCHES["train"][0]).is_file():
+        if has_file(candidate / _BATCHES["train"][0]):
             return candidate
     return None
 
 
 def _image_root(data_dir: Path) -> Path | None:
     for candidate in (data_dir, data_dir / "cifar10"):
-        if (candidate / "train" / CLASSES[0]).is_dir():
+        if has_folder(candidate / "train" / CLASSES[0]):
             return candidate
     return None
 
 
 def _load_binary(root: Path, names: tuple[str, ...], request: Request) -> Cached:
     """The images of those files `names` that exist, in the published binary format, cached."""
-    present = [name for name in names if (root / name).is_file()]
+    present = [name for name in names if has_file(root / name)]
     digests = digest_files(
         root, present, max_bytes=_MAX_RECORDS * _RECORD, cache_dir=request.cache_dir, progress=request.progress
     )
@@ -128,9 +129,9 @@ def load(request: Request) -> Dataset:
         _download(data_dir)
         binary = _binary_root(data_dir)
     if binary is not None:
-        return _dataset(request, binary, [name for name, files in _BATCHES.items() if (binary / files[0]).is_file()])
+        return _dataset(request, binary, [name for name, files in _BATCHES.items() if has_file(binary / files[0])])
     if images is not None:
-        return _dataset(request, images, [name for name in PUBLISHED if (images / name).is_dir()])
+        return _dataset(request, images, [name for name in PUBLISHED if has_folder(images / name)])
     pickled = any((folder / "cifar-10-batches-py").is_dir() for folder in (data_dir, data_dir / "cifar10"))
     raise DataError(
         f"no CIFAR-10 at {data_dir}: expected {data_dir}/{_FOLDER}/data_batch_1.bin and so on, or images in "
@@ -146,7 +147,7 @@ def _dataset(request: Request, root: Path, splits: list[str]) -> Dataset:
 
     def read_split(name: str) -> ArraySplit:
         nonlocal skipped
-        if (root / _BATCHES["train"][0]).is_file():
+        if has_file(root / _BATCHES["train"][0]):
             cached_images = _load_binary(root, _BATCHES[name], request)
         else:
             cached_images = load_image_folder("cifar10", root / name, CLASSES, request, channels=SHAPE[0])

@@ -28,7 +28,7 @@ from stsbp.datasets.info import DatasetInfo
 from stsbp.datasets.npz import class_labels, read_arrays, split_train_test
 from stsbp.errors import DataError
 
-__all__ = ["EVENTS", "Recordings", "late_events", "late_notes", "load", "read_recordings"]
+__all__ = ["EVENTS", "Recordings", "late_events", "late_notes", "load", "read_recordings", "window_text"]
 
 _COLUMNS = (("sample", "x", "t"), ("sample", "x", "y", "t"), ("sample", "x", "y", "t", "p"))
 _OTHERS = ("labels", "split", "classes", "sensor")
@@ -172,11 +172,12 @@ def late_events(times: AnyArray, binning: EventBinning) -> int:
 
 def late_notes(late_count: int, count: int, binning: EventBinning) -> tuple[str, ...]:
     """A note about events after the window, of which there are `late_count` among `count`; empty: there are none."""
-    note = f"{late_count:,} of {count:,} events lie after {_window(binning)} and are dropped"
+    note = f"{late_count:,} of {count:,} events lie after {window_text(binning)} and are dropped"
     return (note,) if late_count else ()
 
 
-def _window(binning: EventBinning) -> str:
+def window_text(binning: EventBinning) -> str:
+    """The window, as a part of a message."""
     return f"the window of {(binning.window_us or 0) / 1000:g} ms (--window-ms)"
 
 
@@ -189,8 +190,8 @@ def _dropped(path: Path, times: AnyArray, binning: EventBinning) -> tuple[str, .
     late_count = late_events(times, binning)
     if late_count and late_count == len(times):
         raise DataError(
-            f"{path}: all of its {late_count:,} events lie after {_window(binning)}. Times are in microseconds since "
-            "the beginning of each sample; convert them, or give a longer window"
+            f"{path}: all of its {late_count:,} events lie after {window_text(binning)}. Times are in microseconds "
+            "since the beginning of each sample; convert them, or give a longer window"
         )
     return late_notes(late_count, len(times), binning)
 

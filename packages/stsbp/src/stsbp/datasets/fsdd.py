@@ -42,6 +42,7 @@ from stsbp.datasets.cache import (
 )
 from stsbp.datasets.cochlea import Cochlea
 from stsbp.datasets.digits import CLASSES
+from stsbp.datasets.events import window_text
 from stsbp.datasets.info import DatasetInfo
 from stsbp.errors import DataError, did_you_mean
 from stsbp.files import MEGABYTE
@@ -203,8 +204,9 @@ def _channels(request: Request) -> int:
 
 def _spikes(
     folder: Path, files: Sequence[tuple[str, _Name]], cochlea: Cochlea, request: Request
-) -> tuple[FrameSplit, Int64, tuple[Skipped, ...]]:
-    """The recordings as spikes, the position of each among the files, and the files that were left out."""
+) -> tuple[FrameSplit, Int64, tuple[Skipped, ...], tuple[str, ...]]:
+    """The recordings as spikes, the position of each among the files, the files that were left out, and a note of those
+    that end after the window."""
     steps, window_us = request.binning.steps, _window_us(request.binning)
     names = [file for file, _ in files]
     digests = digest_files(folder, names, max_bytes=MAX_BYTES, cache_dir=request.cache_dir, progress=request.progress)
@@ -230,6 +232,7 @@ def _spikes(
         for i, (k, sound) in enumerate(zip(numbers, sounds, strict=True)):
             lengths = [cochlea.length(len(sound), steps, window_us)] if request.own_lengths else None
             writer.add(encoded[i][np.newaxis], [k], lengths)
+            writer.count_events(int(len(sound) * 1_000_000 > window_us * RATE), 1)
 
     key = {
         "source": combine_digests(digests),
@@ -242,10 +245,15 @@ def _spikes(
     }
     source = SourceFiles(folder, digests.size, len(files))
     # The labels in the cache are the positions of the recordings among the files.
-    form = CacheForm.of_frames(len(files), (cochlea.places,), steps, own_lengths=request.own_lengths)
+    form = CacheForm.of_frames(len(files), (cochlea.places,), steps, own_lengths=request.own_lengths, events=True)
     cached_spikes = cached("fsdd", key, cache_dir=request.cache_dir, build=build, root=folder, source=source, form=form)
     labels = np.array([files[k][1].digit for k in cached_spikes.labels], dtype=np.int64)
-    return dataclasses.replace(cached_spikes, labels=labels).frames(steps), cached_spikes.labels, cached_spikes.skipped
+    frames = dataclasses.replace(cached_spikes, labels=labels).frames(steps)
+    notes: tuple[str, ...] = ()
+    if cached_spikes.events is not None and cached_spikes.events[0]:
+        cut_count, count = cached_spikes.events
+        notes = (f"{cut_count:,} of {count:,} recordings are cut off at the end of {window_text(request.binning)}",)
+    return frames, cached_spikes.labels, cached_spikes.skipped, notes
 
 
 @names_unreadable
@@ -273,7 +281,7 @@ def load(request: Request) -> Dataset:
         raise DataError(
             f"{request.name}: test=all and without={left_out_speaker} name two test sets; leave one of them out"
         )
-    samples, numbers, skipped = _spikes(folder, files, cochlea, request)
+    samples, numbers, skipped, cut_notes = _spikes(folder, files, cochlea, request)
     names = [files[k][1] for k in numbers]
     is_test = np.array(
         [
@@ -282,7 +290,7 @@ def load(request: Request) -> Dataset:
         ]
     )
     speaker_count = "1 speaker" if len(speakers) == 1 else f"{len(speakers)} speakers"
-    notes = [f"{len(samples):,} recordings of {speaker_count}, from {folder}", *ignored]
+    notes = [f"{len(samples):,} recordings of {speaker_count}, from {folder}", *ignored, *cut_notes]
     train, test = (Subset(samples, np.flatnonzero(mask)) for mask in (~is_test, is_test))
     test_description = (
         f"recordings {TEST[0]} to {TEST[-1]} of each speaker and digit"

@@ -43,7 +43,7 @@ from stsbp.datasets.cache import (
 )
 from stsbp.datasets.info import DatasetInfo
 from stsbp.errors import DataError
-from stsbp.files import MEGABYTE
+from stsbp.files import MEGABYTE, has_folder
 
 __all__ = ["IMAGES", "MAX_BYTES", "SUFFIXES", "class_folders", "load", "load_image_folder", "read_image"]
 
@@ -345,7 +345,7 @@ def load_image_folder(
     files = [
         f"{name}/{path.name}"
         for name in classes
-        if (root / name).is_dir()
+        if has_folder(root / name)
         for path in sorted((root / name).iterdir())
         if _is_image(path)
     ]
@@ -403,7 +403,7 @@ def load(request: Request) -> Dataset:
         raise DataError("an image folder needs its path: folder:PATH, or images with --data-dir")
     if not root.is_dir():
         raise DataError(f"{root} is not a folder: expected train/<class>/<image> or <class>/<image> below it")
-    split_folders = (root / "train").is_dir()
+    split_folders = has_folder(root / "train")
     train_root = root / "train" if split_folders else root
     classes = class_folders(train_root)
     not_read = _not_read(train_root, classes)
@@ -418,7 +418,7 @@ def load(request: Request) -> Dataset:
     notes = [f"{len(train_images)} images of {len(classes)} classes from {train_root}", *not_read]
     train: Split = train_images
     test: Split
-    if split_folders and (root / "test").is_dir() and request.wants_own_test:
+    if split_folders and has_folder(root / "test") and request.wants_own_test:
         if unknown := sorted(set(class_folders(root / "test")) - set(classes)):
             raise DataError(f"{root / 'test'} has classes that train lacks: {', '.join(unknown)}")
         cached_images = load_image_folder("images", root / "test", classes, request, channels=train_images.shape[0])

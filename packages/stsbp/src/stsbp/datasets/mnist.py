@@ -21,7 +21,7 @@ from stsbp.datasets.base import ArraySplit, Dataset, Request, Split, cut_test, n
 from stsbp.datasets.digits import CLASSES
 from stsbp.datasets.info import DatasetInfo, Setting
 from stsbp.errors import DataError
-from stsbp.files import MEGABYTE, open_regular
+from stsbp.files import MEGABYTE, has_file, open_regular
 
 __all__ = [
     "DIGIT_FILES",
@@ -137,7 +137,7 @@ def _files_in(folder: Path, split: str) -> tuple[Path, Path] | None:
     # torchvision keeps the packed files beside the unpacked ones. They are mixed only if neither kind is complete.
     for suffixes in ((".gz", ".gz"), ("", ""), (".gz", ""), ("", ".gz")):
         images, labels = (folder / f"{name}{suffix}" for name, suffix in zip(_names(split), suffixes, strict=True))
-        if images.is_file() and labels.is_file():
+        if has_file(images) and has_file(labels):
             return images, labels
     return None
 

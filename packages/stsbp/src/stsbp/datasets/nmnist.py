@@ -42,9 +42,10 @@ from stsbp.datasets.cache import (
     read_unchanged,
 )
 from stsbp.datasets.digits import CLASSES
+from stsbp.datasets.events import late_events, late_notes
 from stsbp.datasets.info import ByLoss, DatasetInfo
 from stsbp.errors import DataError
-from stsbp.files import MEGABYTE
+from stsbp.files import MEGABYTE, has_folder
 
 __all__ = [
     "DEFAULT_HOLDOUT",
@@ -123,7 +124,7 @@ def read_recording(content: bytes, path: Path) -> tuple[Int64, Int64, Int64, Int
 def _root(data_dir: Path, *splits: str) -> Path | None:
     """The folder that contains one of the splits, by default Train."""
     for candidate in (data_dir, data_dir / "NMNIST"):
-        if any((candidate / split).is_dir() for split in splits or ("Train",)):
+        if any(has_folder(candidate / split) for split in splits or ("Train",)):
             return candidate
     return None
 
@@ -134,7 +135,7 @@ def tested_digits(data_dir: Path) -> Int64:
     Recording k of the Train folder shows training digit k - 1.
     """
     root = _root(data_dir)
-    if root is None or (root / "Test").is_dir():
+    if root is None or has_folder(root / "Test"):
         return np.zeros(0, dtype=np.int64)
     names = [Path(file).stem for file in _files(root / "Train")]
     # Other files may have longer numbers as names, which do not fit into 64 bits.
@@ -147,7 +148,7 @@ def _files(folder: Path) -> list[str]:
     return [
         f"{name}/{path.name}"
         for name in CLASSES
-        if (folder / name).is_dir()
+        if has_folder(folder / name)
         for path in sorted((folder / name).iterdir())
         if path.suffix == ".bin" and not path.name.startswith(".")
     ]
@@ -177,8 +178,8 @@ def _download(data_dir: Path) -> None:
         ) from error
 
 
-def _load_split(folder: Path, request: Request) -> tuple[FrameSplit, tuple[Skipped, ...]]:
-    """The recordings in the folder of a split as frames, cached, and those that were left out."""
+def _load_split(folder: Path, request: Request) -> tuple[FrameSplit, tuple[Skipped, ...], tuple[str, ...]]:
+    """The recordings in the folder of a split as frames, cached; those left out; and a note of late events."""
     files = _files(folder)
     if not files:
         raise DataError(f"{folder} holds no recordings: expected {folder}/<class 0 to 9>/<id>.bin")
@@ -197,6 +198,7 @@ def _load_split(folder: Path, request: Request) -> tuple[FrameSplit, tuple[Skipp
                 stored_frames = FrameSplit.store(binning.frames(*recording)[np.newaxis], binary=binning.binary)
                 lengths = [binning.length(recording[-1])] if request.own_lengths else None
                 writer.add(stored_frames, [CLASSES.index(relative[0])], lengths)
+                writer.count_events(late_events(recording[-1], binning), len(recording[-1]))
             report(files_done)
 
     key = {
@@ -207,10 +209,17 @@ def _load_split(folder: Path, request: Request) -> tuple[FrameSplit, tuple[Skipp
     }
     source = SourceFiles(folder, digests.size, len(files))
     form = CacheForm.of_frames(
-        len(CLASSES), binning.shape, binning.steps, binary=binning.binary, own_lengths=request.own_lengths
+        len(CLASSES),
+        binning.shape,
+        binning.steps,
+        binary=binning.binary,
+        own_lengths=request.own_lengths,
+        events=True,
     )
     recordings = cached("nmnist", key, cache_dir=request.cache_dir, build=build, root=folder, source=source, form=form)
-    return recordings.frames(binning.steps, binary=binning.binary), recordings.skipped
+    notes = () if recordings.events is None else late_notes(*recordings.events, binning)
+    frames = recordings.frames(binning.steps, binary=binning.binary)
+    return frames, recordings.skipped, tuple(f"{folder.name}: {note}" for note in notes)
 
 
 @names_unreadable
@@ -240,17 +249,23 @@ def load(request: Request) -> Dataset:
             f"no N-MNIST at {data_dir}: expected {data_dir}/NMNIST/Train/<class 0 to 9>/<id>.bin (and Test/ beside "
             f"Train/); fetch it with --download, or from {_HOME}"
         )
-    if request.only_test and (root / "Test").is_dir():
-        test, skipped = _load_split(root / "Test", request)
-        notes = [_count_note("Test", len(test), root), *_ignored(root / "Test"), *left_out(skipped, "recordings")]
+    if request.only_test and has_folder(root / "Test"):
+        test, skipped, late = _load_split(root / "Test", request)
+        notes = [
+            _count_note("Test", len(test), root),
+            *late,
+            *_ignored(root / "Test"),
+            *left_out(skipped, "recordings"),
+        ]
         return Dataset("nmnist", "events", request.binning.shape, CLASSES, test, test, tuple(notes), skipped)
-    train_recordings, skipped = _load_split(root / "Train", request)
+    train_recordings, skipped, late = _load_split(root / "Train", request)
     notes = [_count_note("Train", len(train_recordings), root), *_ignored(root / "Train")]
     train: Split = train_recordings
-    if (root / "Test").is_dir() and request.wants_own_test:
-        test, test_skipped = _load_split(root / "Test", request)
+    if has_folder(root / "Test") and request.wants_own_test:
+        test, test_skipped, test_late = _load_split(root / "Test", request)
         skipped += test_skipped
         notes += [_count_note("Test", len(test), root), *_ignored(root / "Test")]
+        late += test_late
     else:
         train, test = cut_test(train_recordings, DEFAULT_HOLDOUT, request)
         reason = "as asked" if not request.wants_own_test else "there is no Test folder"
@@ -259,6 +274,7 @@ def load(request: Request) -> Dataset:
                 f"{reason}: {len(test)} of the Train recordings are held out as test samples (split seed "
                 f"{request.seed}); results do not compare with published ones"
             )
+    notes += late
     notes += left_out(skipped, "recordings")
     return Dataset("nmnist", "events", request.binning.shape, CLASSES, train, test, tuple(notes), skipped)
 

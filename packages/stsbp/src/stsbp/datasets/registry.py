@@ -213,6 +213,17 @@ def _folder(option: str, path: Path | str | None) -> Path | None:
     return folder
 
 
+def _check_data_dir(data_dir: Path, info: DatasetInfo) -> None:
+    """Raise `DataError` if the data folder is missing. A loader would only see a folder without files."""
+    if data_dir.exists():
+        return
+    reason = "is a link to nothing" if data_dir.is_symlink() else "is missing"
+    download = ", or give --download to make it and download the files into it" * info.can_download
+    raise DataError(
+        f"{info.name}: the data folder {data_dir} {reason}; name one with --data-dir or STSBP_DATA{download}"
+    )
+
+
 def load(
     name: str,
     *,
@@ -290,6 +301,8 @@ def load(
         raise DataError(f"image_size resizes the images of a folder; leave it out for {info.name}")
     if data_dir is None and info.needs_data_dir and (environment_folder := os.environ.get("STSBP_DATA")):
         data_dir = Path(environment_folder)
+    if named is None and data_dir is not None and info.needs_data_dir and not download:
+        _check_data_dir(expanded(data_dir), info)
     request = Request(
         name=name,
         argument=argument,

@@ -336,8 +336,19 @@ def _quiet(class_name: str) -> Iterator[None]:
         os.close(standard_error)
 
 
-def _check_folders(tonic_class: Any, source: Any, folder: Path) -> None:
-    """Raise `DataError` if a folder with samples does not have exactly the name of a class. tonic sees its end only."""
+def _check_names(tonic_class: Any, source: Any, folder: Path) -> None:
+    """Raise `DataError` if a file or folder with samples does not have exactly the name of a class.
+
+    tonic sees only the last characters of some folders. From files of DVS128 Gesture it reads numbers as Python's `int`
+    does, which takes `0_3.npy` and ` 3.npy` for class 3.
+    """
+    if tonic_class.__name__ == "DVSGesture":
+        for file, target in sorted(zip(source.data, source.targets, strict=True)):
+            if Path(file).name != f"{target}.npy":
+                raise DataError(
+                    f"{file} is no sample of DVSGesture, whose files are 0.npy to {len(source.classes) - 1}.npy by "
+                    "their class; rename it, or move it away"
+                )
     if (suffix := _BY_LAST_CHARACTERS.get(tonic_class.__name__)) is None:
         return
     names = [str(name) for name in getattr(source, "int_classes", range(10))]
@@ -377,7 +388,7 @@ def _load_part(tonic_class: Any, part: str, request: Request) -> _PartFrames:
     binning = dataclasses.replace(request.binning, width=width, height=height, polarities=polarities)
     shape = (width,) if flat else binning.shape
     folder = Path(source.location_on_system, source.folder_name)
-    _check_folders(tonic_class, source, folder)
+    _check_names(tonic_class, source, folder)
     named = {str(path) for path in getattr(source, "data", []) if isinstance(path, str)}
     single = getattr(source, "data_filename", None)
     paths = [Path(path) for path in named] or ([folder / single] if isinstance(single, str) else list(_files(folder)))

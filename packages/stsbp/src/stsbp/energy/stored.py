@@ -19,6 +19,8 @@ __all__ = ["ENERGY_FILE", "store_energy", "stored_energy"]
 ENERGY_FILE = "energy.json"
 
 _Name = Annotated[str, Field(max_length=1000)]
+_DataSet = Annotated[str, Field(max_length=2**16)]
+"""May contain a path."""
 
 
 class _Energies(Record):
@@ -61,9 +63,11 @@ class _StoredEnergy(Record):
     sha256: Digest
     """That of the checkpoint."""
     step: Place
-    dataset: _Name
+    dataset: _DataSet
     split: _Name
     table: _Name
+    table_sha256: Digest | None = None
+    """That of its prices (`EnergyTable.digest`). None: an earlier version stored the energy."""
     source: _Name
     samples: Annotated[int, Field(ge=1, le=2**53)]
     steps: Count

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -73,6 +75,11 @@ class EnergyTable(Record):
     source: Annotated[str, Field(max_length=1000)] = ""
     pj: dict[Operation, Picojoules]
     memory: MemoryEnergy | None = None
+
+    def digest(self) -> str:
+        """SHA-256 of the prices, in hexadecimal digits. The name and the source of the table do not change it."""
+        prices = self.model_dump(include={"pj", "memory"})
+        return hashlib.sha256(json.dumps(prices, sort_keys=True).encode()).hexdigest()
 
     def of(self, operation: str) -> float:
         """Energy of an operation in pJ.

@@ -147,6 +147,7 @@ class RunEnergy:
         per_step = self._per_step()
         return {
             "table": table.name,
+            "table_sha256": table.digest(),
             "source": table.source,
             "samples": self.samples,
             "steps": sum(self._steps),

@@ -29,7 +29,7 @@ from stsbp import records
 from stsbp.config import RunConfig, differences, split_start
 from stsbp.datasets import Dataset
 from stsbp.errors import CheckpointError, ConfigError, FileError
-from stsbp.files import MEGABYTE, OpenFolder, OutputKind, read_regular, real
+from stsbp.files import MEGABYTE, OpenFolder, OutputKind, has_folder, read_regular, real
 from stsbp.processes.group import Group
 from stsbp.training import checkpoint
 from stsbp.training.build import Data, Inputs, Task, build_network, build_task, cut_validation, has_test_of_training
@@ -101,6 +101,13 @@ class Experiment:
             CheckpointError: the settings of a run in the folder are missing or damaged.
         """
         folder = RunFolder(path)
+        for seed in seeds:
+            try:
+                has_folder(path / f"seed-{seed}")
+            except OSError as error:
+                raise FileError(
+                    f"cannot write {error.filename}: {error.strerror}; remove it, or choose another --out"
+                ) from error
         runs = cls._folders(path)
         if not any(run.is_run for run in runs) and not folder.is_free:
             if any(not _OWN.fullmatch(entry.name) for entry in path.iterdir()):
@@ -130,9 +137,10 @@ class Experiment:
                 )
             run_config = run.read_config()
             if run.path.name != f"seed-{run_config.seed}":
+                of_set = "" if run_config.dataset == config.dataset else f" on the data set {run_config.dataset}"
                 raise CheckpointError(
-                    f"{run.path} holds the run of seed {run_config.seed}; rename it back, or remove it to train that "
-                    "seed anew"
+                    f"{run.path} holds the run of seed {run_config.seed}{of_set}; rename it back, or remove it to "
+                    "train that seed anew"
                 )
             requested = config.model_copy(update={"seed": run_config.seed}).model_dump()
             if changed := differences(run_config, requested):

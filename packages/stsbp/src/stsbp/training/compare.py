@@ -109,7 +109,7 @@ def rows(run_facts: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
 def _energy_columns(energy: Mapping[str, Any] | None) -> dict[str, Any]:
     if energy is None:
         return {}
-    described = {name: energy[name] for name in ("split", "samples", "table")}
+    described = {name: energy[name] for name in ("split", "samples", "table", "table_sha256")}
     return {f"energy.{name}": value for name, value in {**described, "pj": energy["pj"]["total"]}.items()}
 
 

@@ -27,7 +27,7 @@ from stsbp_spec.engine.trainer import StepResult, TrainState
 from stsbp_spec.errors import NumericError, ShapeError
 from stsbp_spec.models.encoders.packed import Inputs
 from stsbp_spec.networks.spec import NetworkSpec
-from stsbp_spec.typing import AnyArray, Float32, Int64
+from stsbp_spec.typing import AnyArray, Int64
 from stsbp_spec.validation import listed
 
 from stsbp import records
@@ -290,13 +290,13 @@ def identity_of(task: Task, data: Data | None) -> dict[str, Any]:
     }
 
 
-def begin_with(weights: Mapping[str, Float32], task: Task, data: Data, folder: RunFolder, reporter: Reporter) -> None:
-    """Write the checkpoint of a run that begins with these weights, without training. The folder must be locked.
+def begin_with(first: TrainState, task: Task, data: Data, folder: RunFolder, reporter: Reporter) -> None:
+    """Write the checkpoint of a run that begins with this state, without training. The folder must be locked.
 
     Raises:
         FileError: it could not be written.
     """
-    loop = _TrainingLoop(task, data, folder, reporter, StopRequest(), None, task.trainer.init(dict(weights)))
+    loop = _TrainingLoop(task, data, folder, reporter, StopRequest(), None, first)
     try:
         loop.save()
     finally:
