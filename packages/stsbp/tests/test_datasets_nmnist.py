@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import re
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -151,10 +152,13 @@ def test_without_test_folder_samples_are_held_out_and_the_note_says_so(tmp_path:
     _write(tmp_path, "Train", 12)
     dataset = _load(tmp_path, tmp_path)
     assert (len(dataset.train), len(dataset.test)) == (20, 100)
-    assert "no Test folder: 100 of the Train recordings are held out" in dataset.notes[-1]
+    assert "no Test folder: 100 of the Train recordings are held out" in dataset.notes[-2]
+    assert re.fullmatch(
+        "Train: [0-9]+ of 24,000 events lie after the window of 300 ms .* are dropped", dataset.notes[-1]
+    )
     divided = _load(tmp_path, tmp_path, holdout=30, seed=4)
     assert len(divided.test) == 30
-    assert "split seed 4" in divided.notes[-1]
+    assert "split seed 4" in divided.notes[-2]
     with pytest.raises(DataError, match="cannot hold out 120 of 120"):
         _load(tmp_path, tmp_path, holdout=120)
 
@@ -310,7 +314,9 @@ def test_run_is_evaluated_on_another_folder_of_recordings(
     evaluated = stsbp(*on, "--data-dir", tmp_path / "mixed")
     assert evaluated.exit_code == 0, evaluated.output
     assert "seen_in_training" not in json.loads(evaluated.stdout)
-    assert "cannot check whether the run was trained on some of these samples: no N-MNIST at" in evaluated.stderr
+    assert (
+        "cannot check whether the run was trained on some of these samples: nmnist: the data folder" in evaluated.stderr
+    )
     (tmp_path / "gone").rename(tmp_path / "own")
     for same in ((), ("--data-dir", "own")):
         refused = stsbp(*on, *same)
@@ -323,7 +329,10 @@ def test_folder_with_test_recordings_alone_is_to_test_on(tmp_path: Path) -> None
     _write(tmp_path, "Test", 1)
     data = _load(tmp_path, tmp_path, only_test=True)
     assert len(data.test) == 10
-    assert data.notes == (f"Test: 10 of the 10000 published recordings, from {tmp_path / 'Test'}",)
+    assert data.notes == (
+        f"Test: 10 of the 10000 published recordings, from {tmp_path / 'Test'}",
+        "Test: 69 of 2,000 events lie after the window of 300 ms (--window-ms) and are dropped",
+    )
     with pytest.raises(DataError, match="no N-MNIST at"):
         _load(tmp_path, tmp_path)
 

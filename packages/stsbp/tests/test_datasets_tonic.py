@@ -6,6 +6,7 @@ import hashlib
 import io
 import json
 import os
+import re
 import struct
 import subprocess
 import sys
@@ -924,6 +925,18 @@ def test_a_folder_of_pokerdvs_has_the_name_of_a_class(tmp_path: Path) -> None:
             np.save(folder / "0.npy", np.ones((4, 4), np.int64))
     with pytest.raises(DataError, match="pips_train/old sp has samples, but its name is none of the classes of POKER"):
         _load("tonic:POKERDVS", tmp_path)
+
+
+@pytest.mark.parametrize("name", ["0_3.npy", " 3.npy", "+3.npy", "03.npy", "3_npy"])
+def test_a_file_of_dvs_gesture_has_the_name_of_a_class(tmp_path: Path, name: str) -> None:
+    """tonic reads it with Python's `int`, which takes all of these for 3."""
+    KINDS["dvs-gesture"].write(tmp_path)
+    path = tmp_path / "DVSGesture/ibmGestureTrain/user01_fluorescent" / name
+    path.write_bytes((path.parent / "10.npy").read_bytes())
+    with pytest.raises(DataError, match=rf"{re.escape(name)} is no sample of DVSGesture, whose files are 0.npy to 10"):
+        _load("dvs-gesture", tmp_path)
+    path.unlink()
+    assert len(_load("dvs-gesture", tmp_path).train) == 3
 
 
 @pytest.mark.parametrize("axis", [0, 1])

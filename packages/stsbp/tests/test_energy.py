@@ -383,3 +383,75 @@ def test_the_text_leaves_out_counts_that_are_zero_everywhere(stsbp: Call, run: P
     for layer in record["layers"]:
         layer["merges"] = 0
     assert "merges" not in energy_text(record)[1]
+
+
+def _rows_of_energies(stsbp: Call, *runs: str) -> list[tuple[str, list[str]]]:
+    """The names of the rows of `stsbp compare` with energies, and which runs have one."""
+    lines = [line for line in stsbp("compare", *runs).stdout.splitlines() if line.startswith("energy of")]
+    rows = [(line[: line.index("  ")], line[line.index("  ") :].split()) for line in lines]
+    return [
+        (name, ["-" if word == "-" else "x" for word in words if word != "J" and word[-1] != "J"])
+        for name, words in rows
+    ]
+
+
+def test_compare_has_a_row_for_each_version_of_an_energy_table(stsbp: Call, train_tiny: Call, tmp_path: Path) -> None:
+    for name in ("a", "b", "c"):
+        train_tiny(tmp_path / name)
+        prices = OWN.replace("add = 1.0", "add = 2.0") if name == "b" else OWN.replace("my data", "another")
+        (tmp_path / "own.toml").write_text(prices)
+        evaluated(stsbp, tmp_path / name, "--energy", "--energy-table", "own.toml")
+    title = "energy of 30 test samples of digits, mean, mine"
+    assert _rows_of_energies(stsbp, "a", "c") == [(title, ["x", "x"])]
+    assert _rows_of_energies(stsbp, "a", "b", "c") == [
+        (f"{title}, prices version 1", ["x", "-", "x"]),
+        (f"{title}, prices version 2", ["-", "x", "-"]),
+    ]
+    # An earlier version stored no digest of the prices.
+    path = tmp_path / "a" / stored.ENERGY_FILE
+    values = json.loads(path.read_text())
+    assert values.pop("table_sha256") == energy_table(str(tmp_path / "own.toml")).digest()
+    path.write_text(json.dumps(values))
+    assert _rows_of_energies(stsbp, "a", "c") == [
+        (f"{title}, prices not stored: not comparable", ["x", "-"]),
+        (title, ["-", "x"]),
+    ]
+
+
+def test_compare_has_a_row_of_energies_for_other_samples(
+    stsbp: Call, train_tiny: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    train_tiny(tmp_path / "a")
+    train_tiny(tmp_path / "b", "--split-seed", 1)
+    train_tiny(tmp_path / "c", "--lr", 0.02)
+    train_tiny(tmp_path / "d", "--steps", 4)
+    for name in "abcd":
+        evaluated(stsbp, tmp_path / name, "--energy")
+    title = "energy of 30 test samples of digits, mean, float32"
+    # The same samples in more steps.
+    assert _rows_of_energies(stsbp, "a", "c", "d") == [(title, ["x", "x", "x"])]
+    expected = [(f"{title}, samples version 1", ["x", "-", "x"]), (f"{title}, samples version 2", ["-", "x", "-"])]
+    assert _rows_of_energies(stsbp, "a", "b", "c") == expected
+    # Checkpoints of earlier versions do not describe their data.
+    monkeypatch.setattr("stsbp.training.compare._contents", lambda _: {})
+    assert _rows_of_energies(stsbp, "a", "b", "c") == expected
+
+
+def test_the_energy_of_data_with_a_long_path_is_read(stsbp: Call, run: Path) -> None:
+    evaluated(stsbp, run, "--energy")
+    values = json.loads((run / stored.ENERGY_FILE).read_text())
+    (run / stored.ENERGY_FILE).write_text(json.dumps({**values, "dataset": "events:" + "/x" * 2000 + ".npz"}))
+    assert stored_energy(run) is not None
+
+
+def test_curves_refuse_energies_of_runs_without_classes(stsbp: Call, tmp_path: Path) -> None:
+    x = (np.random.default_rng(0).random((10, 6, 4)) < 0.4).astype(np.uint8)
+    np.savez(tmp_path / "data.npz", inputs=x, targets=x[:, :, :2], split=(np.arange(10) >= 6).astype(np.uint8))
+    result = stsbp(
+        "train", f"sequences:{tmp_path / 'data.npz'}", "--steps", 6, "--net", "5", "--epochs", 1, "--out", "r"
+    )
+    assert result.exit_code == 0, result.output
+    assert stsbp("curves", "r", "--noise", "lost=0").exit_code == 0
+    result = stsbp("curves", "r", "--noise", "lost=0", "--energy")
+    assert result.exit_code == 1
+    assert "r has no classes; leave --energy out. stsbp evaluate r --energy gives" in " ".join(result.stderr.split())

@@ -743,3 +743,33 @@ def test_a_tenth_of_the_training_samples_is_kept_for_validation() -> None:
     data = load("digits")
     config = with_validation(resolve([SettingsSource("command line", {"dataset": "digits"})]), data)
     assert config.validation == len(data.train) // 10 == 143
+
+
+@pytest.mark.parametrize(
+    ("target", "complaint"), [("nothing", "it is a link to nothing"), ("seed-1", "it is a link that leads back to")]
+)
+def test_a_link_in_the_place_of_a_seed(
+    experiment: Callable[..., Result], tmp_path: Path, target: str, complaint: str
+) -> None:
+    (tmp_path / "e").mkdir()
+    (tmp_path / "e" / "seed-1").symlink_to(target)
+    result = experiment()
+    assert result.exit_code == 1
+    text = " ".join(result.stderr.split())
+    assert f"cannot write e/seed-1: {complaint}" in text
+    assert "gone" not in text
+    assert not (tmp_path / "e" / "seed-0").exists()
+
+
+def test_a_run_of_another_data_set_in_the_place_of_a_seed(
+    experiment: Callable[..., Result], stsbp: Callable[..., Result], tmp_path: Path
+) -> None:
+    options = ("--net", 4, "--steps", 20, "--epochs", 1, "--holdout", 10)
+    for seed in (0, 3):
+        result = stsbp("train", "patterns", *options, "--seed", seed, "--out", tmp_path / "e" / "seed-0")
+        assert result.exit_code == 0, result.output
+        refused = experiment()
+        assert refused.exit_code == 1
+        text = " ".join(refused.stderr.split())
+        assert "seed-0 holds a run on the data set patterns, not on digits; remove it" in text
+        shutil.rmtree(tmp_path / "e")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import tracemalloc
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,10 @@ from click.testing import Result
 from nir_files import chain, cuba, full, graph, lif, written
 from safetensors.numpy import load
 from stsbp import load_run
+from stsbp.cli import import_
 from stsbp.config import RunConfig
 from stsbp.interop.nir_check import IMPORTERS, check
+from stsbp.interop.nir_import import import_graph
 from stsbp.interop.nir_nodes import Choices
 from stsbp.interop.nir_readings import READINGS, simulate
 
@@ -75,6 +78,27 @@ def test_a_run_is_evaluated_and_trained(stsbp: Callable[..., Result], imported: 
     for name, x in weights_of(Path("run")).items():
         assert not np.array_equal(x, imported_weights[name]), name
         assert np.array_equal(x, weights_of(Path("other"))[name]), name
+
+
+def test_weights_that_do_not_fit_leave_no_folder(
+    imported: Callable[..., Result], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    biased = {**nodes(), "a": {"type": "Affine", "weight": full(5, 6), "bias": np.full(5, 1e-38)}}
+    tiny = written(tmp_path / "tiny.nir", biased, EDGES, metadata={"dt": 1e-3})
+    result = imported(of=tiny)
+    assert result.exit_code == 1
+    assert "tiny.nir: the parameters of its nodes do not fit: a.bias must be from" in " ".join(result.stderr.split())
+    assert not Path("run").exists()
+
+    def with_a_row_less(*arguments: Any) -> Any:
+        network = import_graph(*arguments)
+        return replace(network, weights={**network.weights, "b": network.weights["b"][1:]})
+
+    monkeypatch.setattr(import_, "import_graph", with_a_row_less)
+    result = imported()
+    assert result.exit_code == 1
+    assert "graph.nir: the parameters of its nodes do not fit: weights of b must be" in " ".join(result.stderr.split())
+    assert not Path("run").exists()
 
 
 def test_the_network_computes_what_the_file_says(imported: Callable[..., Result], rasters: str) -> None:

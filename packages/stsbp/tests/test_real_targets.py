@@ -122,6 +122,8 @@ def test_other_shapes_are_refused() -> None:
     x = np.zeros((STEPS, 3, 1))
     with pytest.raises(ShapeError, match=r"real numbers \[T, B, N\] of the same shape"):
         regression_errors(x, x[:, :2])
+    with pytest.raises(ShapeError, match=r"one of them is \[B, T, N\]: swap its axes 0 and 1"):
+        regression_errors(x, np.swapaxes(x, 0, 1))
     with pytest.raises(ShapeError, match="lengths"):
         regression_errors(x, x, np.array([1, 2]))
 

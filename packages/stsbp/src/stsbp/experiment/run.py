@@ -136,10 +136,14 @@ class Experiment:
                     "--overwrite, or choose another --out"
                 )
             run_config = run.read_config()
+            if differences(run_config, {"dataset": config.dataset}):
+                raise ConfigError(
+                    f"{run.path} holds a run on the data set {run_config.dataset}, not on {config.dataset}; remove it, "
+                    "replace the runs with --overwrite, or choose another --out"
+                )
             if run.path.name != f"seed-{run_config.seed}":
-                of_set = "" if run_config.dataset == config.dataset else f" on the data set {run_config.dataset}"
                 raise CheckpointError(
-                    f"{run.path} holds the run of seed {run_config.seed}{of_set}; rename it back, or remove it to "
+                    f"{run.path} holds the run of seed {run_config.seed}; rename it back, or remove it to "
                     "train that seed anew"
                 )
             requested = config.model_copy(update={"seed": run_config.seed}).model_dump()

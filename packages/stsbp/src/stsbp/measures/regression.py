@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 import numpy as np
+from stsbp_spec.engine.checks import swapped_axes
 from stsbp_spec.errors import ShapeError
 from stsbp_spec.models.lengths import inside
 from stsbp_spec.typing import AnyArray, Float64, Int64
@@ -160,7 +161,7 @@ def _checked(outputs: Any, targets: Any, lengths: Any) -> tuple[Float64, Float64
     if u.ndim != 3 or 0 in u.shape or u.shape != y.shape:
         raise ShapeError(
             f"outputs and targets must be real numbers [T, B, N] of the same shape, got {list(u.shape)} and "
-            f"{list(y.shape)}"
+            f"{list(y.shape)}{swapped_axes(u.shape, y.shape)}"
         )
     return u, y, _inside(y, lengths_of(lengths, y.shape[1], len(y)))
 
