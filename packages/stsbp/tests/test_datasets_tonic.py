@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pytest
 from click.testing import Result
-from stsbp.datasets import Dataset, load, spoken, spoken_child
+from stsbp.datasets import Dataset, load, spoken, spoken_child, tonic_sets
 from stsbp.datasets.base import MOST_CLASSES, lengths_of
 from stsbp.datasets.cache import CacheWriter
 from stsbp.errors import DataError
@@ -937,6 +937,37 @@ def test_a_file_of_dvs_gesture_has_the_name_of_a_class(tmp_path: Path, name: str
         _load("dvs-gesture", tmp_path)
     path.unlink()
     assert len(_load("dvs-gesture", tmp_path).train) == 3
+
+
+def test_samples_that_tonic_read_before_the_digest_are_read_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """POKERDVS has all samples in memory as soon as it is opened."""
+
+    def write(column: int) -> None:
+        for part in ("train", "test"):
+            for name in ("cl", "sp"):
+                folder = tmp_path / "POKERDVS" / f"pips_{part}" / name
+                folder.mkdir(parents=True, exist_ok=True)
+                events = np.zeros((4, 4), np.int64)
+                events[:, 1] = column
+                np.save(folder / "0.npy", events)
+
+    write(3)
+    opened = tonic_sets._open
+
+    def open_and_change(*arguments: Any) -> Any:
+        source = opened(*arguments)
+        write(5)
+        return source
+
+    expected = [_load("tonic:POKERDVS", tmp_path, cache_dir=tmp_path / "first").train.inputs(np.arange(2))]
+    monkeypatch.setattr(tonic_sets, "_open", open_and_change)
+    changed = _load("tonic:POKERDVS", tmp_path, cache_dir=tmp_path / "second").train.inputs(np.arange(2))
+    monkeypatch.undo()
+    expected.append(_load("tonic:POKERDVS", tmp_path, cache_dir=tmp_path / "third").train.inputs(np.arange(2)))
+    assert not np.array_equal(expected[0], expected[1])
+    assert np.array_equal(changed, expected[1])
 
 
 @pytest.mark.parametrize("axis", [0, 1])

@@ -373,7 +373,9 @@ class _PartFrames(NamedTuple):
 def _load_part(tonic_class: Any, part: str, request: Request) -> _PartFrames:
     """The samples of a part, `train` or `test`, as frames, from the cache or read by tonic."""
     assert request.data_dir is not None
-    name, data_folder = tonic_class.__name__, _folder(tonic_class, request.data_dir)
+    name, data_dir = tonic_class.__name__, request.data_dir
+    data_folder = _folder(tonic_class, data_dir)
+    changed = f"{data_folder} changed while it was read; run again when nothing writes to it"
     for path in data_folder.rglob("*"):
         check_regular(path)
     spoken_path = _spoken_path(tonic_class, data_folder, part)
@@ -381,7 +383,7 @@ def _load_part(tonic_class: Any, part: str, request: Request) -> _PartFrames:
         # tonic reads some of its arrays whole, in this process.
         with SpokenFile(spoken_path):
             pass
-    source = _open(tonic_class, request.data_dir, _parts(tonic_class)[part], request)
+    source = _open(tonic_class, data_dir, _parts(tonic_class)[part], request)
     classes, (width, height, polarities) = _classes(tonic_class, source), _sensor(tonic_class, source)
     check_class_count(request.name, len(classes))
     flat = height == 1
@@ -404,10 +406,16 @@ def _load_part(tonic_class: Any, part: str, request: Request) -> _PartFrames:
     order = _ordered(source)
 
     def build(writer: CacheWriter) -> None:
+        nonlocal source, order
+        # Some classes of tonic read all samples when they are opened, which was before the digest was computed.
+        source = _open(tonic_class, data_dir, _parts(tonic_class)[part], dataclasses.replace(request, download=False))
+        if len(source) != len(order) or _classes(tonic_class, source) != classes:
+            raise DataError(changed)
+        order = _ordered(source)
         with contextlib.nullcontext() if spoken_path is None else SpokenFile(spoken_path) as file:
             read_all(writer, file)
         if combine_digests(digest()) != source_key:
-            raise DataError(f"{data_folder} changed while it was read; run again when nothing writes to it")
+            raise DataError(changed)
 
     def read_all(writer: CacheWriter, file: SpokenFile | None) -> None:
         report = Progress(request.progress, f"reading {folder}{writer.rebuild_reason}", len(order))
