@@ -235,3 +235,10 @@ def test_the_published_files(name: str, first: list[int], digest: str, monkeypat
     assert dataset.train.labels[:5].tolist() == first
     content = dataset.train.inputs(np.arange(60_000)).tobytes() + dataset.test.inputs(np.arange(10_000)).tobytes()
     assert hashlib.sha256(content).hexdigest().startswith(digest)
+
+
+def test_the_default_settings_are_those_of_the_loss_that_they_set(stsbp: Callable[..., Result]) -> None:
+    shown = stsbp("datasets", "smnist").stdout
+    assert "settings by default, with the loss cross-entropy:" in shown
+    assert "van-rossum" not in shown
+    assert "settings by default, with the loss van-rossum:" in stsbp("datasets", "mnist").stdout

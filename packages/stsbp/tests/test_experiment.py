@@ -764,7 +764,7 @@ def test_a_link_in_the_place_of_a_seed(
 def test_a_run_of_another_data_set_in_the_place_of_a_seed(
     experiment: Callable[..., Result], stsbp: Callable[..., Result], tmp_path: Path
 ) -> None:
-    options = ("--net", 4, "--steps", 20, "--epochs", 1, "--holdout", 10)
+    options = ("--net", 4, "--steps", 20, "--epochs", 1)
     for seed in (0, 3):
         result = stsbp("train", "patterns", *options, "--seed", seed, "--out", tmp_path / "e" / "seed-0")
         assert result.exit_code == 0, result.output

@@ -171,6 +171,18 @@ def test_a_run_on_a_file(
     assert "test R2 / sMAPE" in page
 
 
+def test_compare_marks_errors_on_other_samples(file: Path, stsbp: Callable[..., Result], tmp_path: Path) -> None:
+    for name, words in (("a", ()), ("b", ("--split-seed", 1, "--holdout", 5)), ("c", ("--lr", 0.02))):
+        done = stsbp("train", f"sequences:{file}", *TINY, *words, "--out", tmp_path / name)
+        assert done.exit_code == 0, done.output
+    rows = ("test R2", "test sMAPE", "test sMAPE of the target of the step before")
+    same, other = (stsbp("compare", "a", run).stdout.splitlines() for run in "cb")
+    for row in rows:
+        assert any(line.startswith(f"{row}  ") for line in same), row
+        assert any(line.startswith(f"{row} *  ") for line in other), row
+    assert other[-1].startswith("* not comparable: of other samples")
+
+
 def test_a_run_continues_with_the_same_bits(file: Path, same_run: Callable[[Path, Path], None], tmp_path: Path) -> None:
     settings: dict[str, Any] = {
         "loss": "mse",
