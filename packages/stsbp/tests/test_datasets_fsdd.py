@@ -484,6 +484,6 @@ def test_the_number_of_recordings_that_the_window_cuts_is_told(tmp_path: Path, o
     _write(tmp_path)
     for _ in range(2):  # the second time from the cache
         assert not any("cut off" in note for note in _load(tmp_path).notes)
-        # 6 of each digit and speaker's 4 recordings have 830 to 860 samples of 125 us; a window of 105 ms has 840.
+        # Recordings have 830, 840, 850 or 860 samples of 125 us, and a window of 105 ms has 840.
         notes = _load(tmp_path, binning=EventBinning(window_us=105_000), own_lengths=own_lengths).notes
         assert "12 of 24 recordings are cut off at the end of the window of 105 ms (--window-ms)" in notes
