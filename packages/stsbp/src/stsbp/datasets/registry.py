@@ -215,7 +215,11 @@ def _folder(option: str, path: Path | str | None) -> Path | None:
 
 def _check_data_dir(data_dir: Path, info: DatasetInfo) -> None:
     """Raise `DataError` if the data folder is missing. A loader would only see a folder without files."""
-    if data_dir.exists():
+    try:
+        if data_dir.exists():
+            return
+    except OSError:
+        # The loader says what is wrong, for example that the name is too long.
         return
     reason = "is a link to nothing" if data_dir.is_symlink() else "is missing"
     download = ", or give --download to make it and download the files into it" * info.can_download
