@@ -169,7 +169,7 @@ def main(folder: Path, peers: tuple[str, ...], data_dir: str | None) -> None:
         print(table(name, peer_report), flush=True)
         problems += unexpected(name, peer_report)
     if problems:
-        print("\nnot as docs/nir.md has it:", *problems, sep="\n  ")
+        print("\nnot as docs/deploy.md has it:", *problems, sep="\n  ")
         sys.exit(1)
 
 

@@ -107,5 +107,5 @@ def _messages(path: Path, form: Form, graph: ExportedGraph) -> list[str]:
         *messages,
         "spikes and potentials are those of the run, to the bit, in importers that compute",
         "  i = i (1 - dt/tau_syn) + x, v = v (1 - dt/tau_mem) + i",
-        f"in float32 and spike where {compared} does; of others: docs/nir.md",
+        f"in float32 and spike where {compared} does; of others: docs/deploy.md",
     ]

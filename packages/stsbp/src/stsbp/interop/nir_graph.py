@@ -196,7 +196,7 @@ class _NirExporter:
         source_nodes = self.output_nodes[edge.source]
         if not edge.delay or bound_node.node.name in self.program.recurrent:
             return source_nodes
-        self.notes.append("no importer in the table of docs/nir.md reads Delay")
+        self.notes.append("no importer in the table of docs/deploy.md reads Delay")
         shape = self.bound_nodes[edge.source].output.shape
         delay_node = ExportedNode("Delay", {"delay": np.full(shape, edge.delay * self.form.dt)})
         return tuple(self.add_beside(f"{end}_delay{edge.delay}", delay_node, (end,)) for end in source_nodes)
@@ -279,7 +279,7 @@ class _NirExporter:
         first = stages[0]
         assert first.multiply is not None
         channels = len(first.multiply)
-        # Folding changed 3 spikes of 9.2 million outputs of a run on digits (docs/nir.md).
+        # Folding changed 3 spikes of 9.2 million outputs of a run on digits (docs/deploy.md).
         factor, added = np.ones(channels), _numbers(first.add, channels, 0).astype(np.float64)
         for stage in stages[1:]:
             multiply = _numbers(stage.multiply, channels, 1).astype(np.float64)
@@ -418,7 +418,7 @@ class _NirExporter:
             "v_leak": np.zeros(shape),
         }
         if isinstance(model, Readout):
-            self.notes.append("no importer in the table of docs/nir.md reads CubaLI")
+            self.notes.append("no importer in the table of docs/deploy.md reads CubaLI")
             return ExportedNode("CubaLI", numbers)
         if np.unique(leaks).size > 1:
             self.notes.append(f"{name}: its neurons differ in tau_mem, which spikingjelly refuses")

@@ -10,7 +10,7 @@ parameters it uses. `LIF` is the same without `i` (`tau v' = v_leak - v + r s`),
 `READINGS` contains for each importer which nodes it reads, how it treats others, its requirements for a neuron's
 numbers (`Ask`), the numbers that it ignores, and its step. The step has the order of the importer's own operations,
 each rounded to float32. Compiled code may round some of them together (XLA's fused multiply-add, in spyx) or use
-another exponential function (sinabs, rockpool). docs/nir.md has comparisons with the libraries themselves.
+another exponential function (sinabs, rockpool). docs/deploy.md has comparisons with the libraries themselves.
 
 `simulate` runs a node as an importer reads it. This module only needs numpy, so that it can be loaded beside any
 importer.
