@@ -1,6 +1,7 @@
-"""Put benchmarks/results/*.json into docs/benchmarks.md, as tables and plots: `python benchmarks/report.py`.
+"""Make tables and a plot of benchmarks/results/*.json: `python benchmarks/report.py`.
 
-What stands between the two marks of that page is replaced, so that no number of it is typed by hand.
+The comparison with other libraries replaces what stands between the two marks of docs/benchmarks.md, so that no number
+of it is typed by hand. All other tables go into benchmarks/results/README.md.
 """
 
 from __future__ import annotations
@@ -12,10 +13,14 @@ from typing import Any
 from compare import table as peers_table
 from stsbp.benchmarks.show import remarks
 
-__all__ = ["BEGIN", "END", "backend_section", "crossover_section", "main", "peers_section", "scaling_section"]
+__all__ = ["BEGIN", "END", "HEAD", "backend_section", "crossover_section", "main", "peers_section", "scaling_section"]
 
 HERE = Path(__file__).parent
 BEGIN, END = "<!-- results, written by benchmarks/report.py -->", "<!-- end of the results -->"
+HEAD = """# Results of the benchmarks
+
+`python benchmarks/report.py` makes this file of the JSON files in this folder. The page `docs/benchmarks.md` explains
+the terms, and has the comparison with other libraries. `measured.md` has measurements without a JSON file."""
 
 
 def origin(machine: dict[str, Any], command: str) -> str:
@@ -34,7 +39,7 @@ def backend_section(report: dict[str, Any]) -> str:
     if settings["data_dir"]:
         command += " --data-dir D"
     command += f" --rounds {settings['rounds']}"
-    lines = [f"### {machine['backend']} on {machine['device']}", "", origin(machine, command), ""]
+    lines = [f"## {machine['backend']} on {machine['device']}", "", origin(machine, command), ""]
     lines += ["| case | what | median ms | quartiles | against the floor | |", "|---|---|---|---|---|---|"]
     for row in report["rows"]:
         seconds, detail, ratio = row["seconds"], row["detail"], row["ratio"]
@@ -62,7 +67,7 @@ def peers_section(report: dict[str, Any], picture: str | None) -> str:
     settings = machine["settings"]
     options = " ".join(f"--{name} {' '.join(settings[name])}" for name in ("own", "peers", "modes"))
     command = f"nox -s bench_peers -- --data-dir D {options} --patience {settings['patience']:g}"
-    lines = ["### Beside other libraries", "", origin(machine, command), f"Medians of {settings['rounds']} rounds."]
+    lines = ["## Beside other libraries", "", origin(machine, command), f"Medians of {settings['rounds']} rounds."]
     for case in report["cases"]:
         lines += ["", f"**{case['case']}**: {case['network']}, data: {case['data']}", "", peers_table(case["records"])]
         ours, peer = fastest(case["records"], is_stsbp=True), fastest(case["records"], is_stsbp=False)
@@ -88,11 +93,12 @@ def fastest(records: list[dict[str, Any]], *, is_stsbp: bool) -> dict[str, Any] 
 
 def scaling_section(report: dict[str, Any]) -> str:
     """The table of scaling.py."""
-    from scaling import HEAD, table
+    from scaling import HEAD as COLUMNS
+    from scaling import table
 
     machine = report["machine"]
     base = ", ".join(f"{name} = {value:g}" for name, value in machine["settings"]["base"].items())
-    lines = [f"### How the step grows: {machine['backend']} on {machine['device']}", ""]
+    lines = [f"## How the step grows: {machine['backend']} on {machine['device']}", ""]
     lines += [origin(machine, f"python benchmarks/scaling.py --backend {machine['backend']}")]
     lines += [
         f"One quantity varies at a time. The others are {base}. A layer has `C` channels of 16 x 16 neurons, and "
@@ -100,13 +106,13 @@ def scaling_section(report: dict[str, Any]) -> str:
         f"An exponent of 1 means linear growth. Each time is the median of {machine['settings']['rounds']} rounds.",
         "",
     ]
-    return "\n".join([*lines, HEAD, *(table(axis) for axis in report["axes"])])
+    return "\n".join([*lines, COLUMNS, *(table(axis) for axis in report["axes"])])
 
 
 def crossover_section(report: dict[str, Any]) -> str:
     """The table of crossover.py."""
     machine = report["machine"]
-    lines = ["### Where sparse kernels pay", "", origin(machine, "python benchmarks/crossover.py")]
+    lines = ["## Where sparse kernels pay", "", origin(machine, "python benchmarks/crossover.py")]
     lines += [
         "The sparse kernel is faster if the density of the input (after the pooling) is below the value in the table. "
         "*Forward* is the convolution, the filter and the neurons. *Gradient* is the backward pass of the neurons and "
@@ -158,24 +164,24 @@ def draw(report: dict[str, Any], path: Path) -> None:
 
 
 def main(results: Path = HERE / "results", page: Path = HERE.parent / "docs" / "benchmarks.md") -> None:
-    """Replace what stands between the marks of `page`."""
-    sections = []
-    peers = results / "peers.json"
-    if peers.is_file():
-        report = json.loads(peers.read_text())
-        draw(report, page.parent / "benchmarks-peers.png")
-        sections.append(peers_section(report, "benchmarks-peers.png"))
+    """Replace what stands between the marks of `page`, and write `results`/README.md."""
+    compared = ""
+    sections = [HEAD]
     for path in sorted(results.glob("*.json")):
-        if path.name.startswith("scaling-"):
-            sections.append(scaling_section(json.loads(path.read_text())))
+        report = json.loads(path.read_text())
+        if path.name == "peers.json":
+            draw(report, page.parent / "benchmarks-peers.png")
+            compared = peers_section(report, "benchmarks-peers.png")
+        elif path.name.startswith("scaling-"):
+            sections.append(scaling_section(report))
         elif path.name == "crossover.json":
-            sections.append(crossover_section(json.loads(path.read_text())))
-        elif path != peers:
-            sections.append(backend_section(json.loads(path.read_text())))
-    text = page.read_text()
-    head, marked = text.split(BEGIN)
+            sections.append(crossover_section(report))
+        else:
+            sections.append(backend_section(report))
+    head, marked = page.read_text().split(BEGIN)
     _, tail = marked.split(END)
-    page.write_text(head + BEGIN + "\n\n" + "\n\n".join(sections) + "\n\n" + END + tail)
+    page.write_text(f"{head}{BEGIN}\n\n{compared}\n\n{END}{tail}")
+    (results / "README.md").write_text("\n\n".join(sections) + "\n")
 
 
 if __name__ == "__main__":

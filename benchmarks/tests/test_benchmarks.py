@@ -270,6 +270,9 @@ def test_the_page_takes_its_numbers_from_the_results(tmp_path: Path) -> None:
     records += [timed("norse", "neuron", 0.25), {"name": "spyx", "mode": "plain", "problem": "exit code 1"}]
     report = {"machine": machine, "cases": [{"case": "N-MNIST", "network": "n", "data": "d", "records": records}]}
     (tmp_path / "peers.json").write_text(json.dumps(report))
+    settings = {"group": "kernels", "data_dir": None, "rounds": 2}
+    measured = Report(device.describe(open_backend("numpy"), settings), []).to_json()
+    (tmp_path / "numpy-cpu.json").write_text(json.dumps(measured))
     text = tmp_path / "benchmarks.md"
     text.write_text(f"before\n{page.BEGIN}\nold\n{page.END}\nafter\n")
     page.main(tmp_path, text)
@@ -284,6 +287,11 @@ def test_the_page_takes_its_numbers_from_the_results(tmp_path: Path) -> None:
     )
     assert "| spyx | plain | not timed: exit code 1 |" in written
     assert (tmp_path / "benchmarks-peers.png").is_file()
+    assert "numpy on cpu" not in written
+    others = (tmp_path / "README.md").read_text()
+    assert others.startswith(page.HEAD)
+    assert "## numpy on cpu\n" in others
+    assert "norse" not in others
 
 
 def test_a_backends_report_becomes_a_table() -> None:
@@ -293,7 +301,7 @@ def test_a_backends_report_becomes_a_table() -> None:
     rows = kernels.measure(backend, scale=0.0001, rounds=2, announce=lambda _: None)
     settings = {"group": "kernels", "data_dir": None, "rounds": 2}
     text = page.backend_section(Report(device.describe(backend, settings), rows).to_json())
-    assert text.startswith("### numpy on cpu\n")
+    assert text.startswith("## numpy on cpu\n")
     assert sum(line.startswith("| T=") for line in text.splitlines()) == 9
     assert "% of copy" in text
 
