@@ -1,8 +1,8 @@
 """MNIST recorded by a simulated camera that is calibrated on real N-MNIST recordings: training data for N-MNIST.
 
 Recording k of N-MNIST's training set shows training digit k - 1 of MNIST. The camera was fitted to such pairs
-(`experiments/calibrate_nmnist.py`). docs/transfer.md describes how well the simulation fits, and how well networks that
-are trained on it classify real recordings.
+(`experiments/calibrate_nmnist.py`). docs/experiments.md describes how well the simulation fits, and how well networks
+that are trained on it classify real recordings.
 """
 
 from __future__ import annotations
