@@ -126,7 +126,8 @@ def command(
     matrix, and one accuracy for each of two rules that choose the class.
 
     If targets are real numbers, the command prints the mean squared error, R2 and sMAPE beside those of two simple
-    predictions: the mean of the targets, and the target of the step before.
+    predictions: the mean of the targets, and the target of the step before. If the data set is a series, such as
+    mackey-glass, the network also continues it on its own, with its predictions as inputs.
 
     Networks with a readout have no output spikes. For other networks, the command also prints how well the output
     spikes follow the target spikes. Precision, recall and F1 show how many output spikes match target spikes. The
@@ -187,6 +188,8 @@ def command(
         say(_sequence_text(evaluation, title, tolerance))
     else:
         say(_text(evaluation, title, inputs.classes, trained.network, tolerance))
+    if evaluated.rollout is not None:
+        say("\n".join(evaluated.rollout.text()))
     if neurobench:
         say("\n".join(neurobench_text(evaluated.record["neurobench"])))
 

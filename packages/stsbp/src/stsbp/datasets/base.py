@@ -25,6 +25,7 @@ from stsbp_spec.models.user_classes import calling
 from stsbp_spec.typing import AnyArray, Coding, Int64, Shape, UInt8
 from stsbp_spec.validation import array_of, integer, integer_between, is_masked, shown
 
+from stsbp.datasets.forecast import Forecast
 from stsbp.errors import DataError
 
 __all__ = [
@@ -514,6 +515,8 @@ class Dataset:
     """The largest spike count of an entry of a frame or raster, from 1 to 255; 1 for spikes, and for images."""
     real_targets: bool = False
     """Whether target sequences are real numbers instead of spikes."""
+    forecast: Forecast | None = None
+    """How a network continues the series of the test samples on its own; None: there is no such series."""
 
     def __post_init__(self) -> None:
         # A run whose checkpoint contains other values cannot be read (`stsbp.records.InputsRecord`).

@@ -52,6 +52,7 @@ _BUILT_IN = {
     "patterns": "patterns:RASTERS",
     "patterns-image": "patterns:LETTERS",
     "motor": "motor:MOTOR",
+    "mackey-glass": "mackey_glass:MACKEY_GLASS",
     "events": "events:EVENTS",
     "sequences": "sequences:SEQUENCES",
 }

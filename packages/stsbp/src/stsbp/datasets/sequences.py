@@ -41,8 +41,8 @@ _TIME_LAST = "; time seems to be the last axis, and must be the second: swap the
 class SequenceSplit:
     """Input rasters `[n, T, ...]` with targets `[n, T, N]`.
 
-    Inputs are zeros and ones, and stored as bits. So are target spike trains, which are integers. Targets that are
-    floats are real numbers, and stored as float32.
+    Inputs are zeros and ones, and stored as bits. With `counts`, they are numbers of spikes, 0 to 255. Target spike
+    trains, which are integers, are stored as bits too. Targets that are floats are real numbers, and stored as float32.
 
     `labels` are groups from which samples are chosen. `lengths` are numbers of steps, if some samples have fewer than
     T.
@@ -52,7 +52,15 @@ class SequenceSplit:
             not one number for each of them.
     """
 
-    def __init__(self, rasters: UInt8, targets: AnyArray, labels: Int64, lengths: Int64 | None = None) -> None:
+    def __init__(
+        self,
+        rasters: UInt8,
+        targets: AnyArray,
+        labels: Int64,
+        lengths: Int64 | None = None,
+        *,
+        counts: bool = False,
+    ) -> None:
         raster_shapes = [np.shape(x) for x in (rasters, targets)]
         if raster_shapes[0][:2] != raster_shapes[1][:2] or len(raster_shapes[1]) != 3:
             raise DataError(
@@ -60,7 +68,7 @@ class SequenceSplit:
                 f"{' and '.join(str(list(raster_shape)) for raster_shape in raster_shapes)}"
             )
         self.labels, self.lengths = labels, lengths
-        self._rasters = _part("rasters", rasters, labels, lengths)
+        self._rasters = _part("rasters", rasters, labels, lengths, binary=not counts)
         self._targets: FrameSplit | RealTargets
         if np.asarray(targets).dtype.kind == "f":
             self._targets = RealTargets(real_targets("SequenceSplit, targets", targets))
@@ -108,10 +116,11 @@ def real_targets(name: str, targets: AnyArray) -> Float32:
     return values
 
 
-def _part(array_name: str, frames: UInt8, labels: Int64, lengths: Int64 | None) -> FrameSplit:
+def _part(array_name: str, frames: UInt8, labels: Int64, lengths: Int64 | None, *, binary: bool = True) -> FrameSplit:
     """The rasters or the targets of a `SequenceSplit`. `array_name` names them in messages."""
     try:
-        return FrameSplit(FrameSplit.store(frames), labels, frames.shape[1], lengths=lengths)
+        stored = FrameSplit.store(frames, binary=binary)
+        return FrameSplit(stored, labels, frames.shape[1], binary, lengths)
     except DataError as error:
         raise DataError(f"SequenceSplit, {array_name}: {error}") from error
 

@@ -17,6 +17,7 @@ from stsbp.training.build import TOLERANCE, Data, load_data, load_test_set
 from stsbp.training.evaluate import Evaluation, evaluate
 from stsbp.training.overlap import check_on_other, names_on, warn_of_seen
 from stsbp.training.progress import Reporter
+from stsbp.training.rollout import Rollout, roll_out
 from stsbp.training.timing import Measuring
 from stsbp.training.trained import Trained
 
@@ -82,11 +83,13 @@ class RunEvaluation:
         evaluation: the results.
         tolerance: largest distance in steps between a spike and its target.
         record: the results as `stsbp evaluate --json` prints them, without the names of the run and the checkpoint.
+        rollout: the values with which the network continues a series; None: the data set has none.
     """
 
     evaluation: Evaluation
     tolerance: int
     record: dict[str, Any]
+    rollout: Rollout | None = None
 
 
 def check_on(on: str | None, split: str) -> None:
@@ -127,13 +130,19 @@ def evaluate_run(trained: Trained, request: EvaluationRequest, reporter: Reporte
         )
         for note in dataset.notes:
             reporter.note(note)
+        rollout = None
+        # Weights are those of every process, so one of them can compute it alone.
+        if dataset.forecast is not None and request.split == "test" and trained.task.group.leads:
+            rollout = roll_out(trained, dataset.forecast)
         harness = None
         if request.neurobench:
             harness = run_neurobench(trained, samples, request.batch_size or trained.settings.batch_size)
     finally:
         reporter.close()
     record = _record(trained, request, evaluation, shared_count)
-    return RunEvaluation(evaluation, tolerance, record | ({} if harness is None else {"neurobench": harness.record()}))
+    record |= {} if rollout is None else {"rollout": rollout.record()}
+    record |= {} if harness is None else {"neurobench": harness.record()}
+    return RunEvaluation(evaluation, tolerance, record, rollout)
 
 
 def _check_spikes(trained: Trained, request: EvaluationRequest) -> None:
