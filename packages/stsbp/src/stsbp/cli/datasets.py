@@ -65,8 +65,9 @@ def _facts(info: DatasetInfo) -> dict[str, Any]:
 
 
 def _text(info: DatasetInfo) -> str:
-    test = "the training samples" if info.default_holdout is None else f"{info.default_holdout} held out"
+    test = info.test_set or "the training samples"
     if info.default_holdout is not None:
+        test = f"{info.default_holdout} held out"
         test = f"{info.test_set}; {test}, if there are none" if info.test_set else f"{test}, if there is none"
     text_lines = [
         info.synopsis,

@@ -44,7 +44,7 @@ class DatasetInfo:
             default; None if the path does not determine it. It may raise a `DataError`. None: `defaults` determine it.
         test_set: the published test set in words, for the help of users; empty: there is none, or it is not described.
         default_holdout: samples that are held out as the test set if the source has none, as a number or as a share in
-            words. None: the test samples are the training samples.
+            words. None: no samples can be held out; without a `test_set`, the test samples are the training samples.
         needs_data_dir: whether it needs files in a data folder.
         can_download: whether `Request.download` downloads missing files.
         recordings: whether samples are recordings of events, which `EventBinning` turns into frames.

@@ -472,7 +472,8 @@ def _noted(data: Data) -> Data:
 
 def has_test_of_training(name: str) -> bool:
     """Whether the test samples of a data set are its training samples, as for `patterns`."""
-    return info_of(name).default_holdout is None
+    info = info_of(name)
+    return info.default_holdout is None and not info.test_set
 
 
 def _tested_on(dataset: Dataset, test_dataset: Dataset) -> Dataset:

@@ -92,10 +92,11 @@ def roll_out(trained: Trained, forecast: Forecast) -> Rollout:
     for inputs in forecast.known_inputs():
         output = _output(stream.step(inputs[np.newaxis]))
     history, values = forecast.known[-forecast.history :], list[float]()
-    for _ in forecast.truth:
+    for number in range(len(forecast.truth)):
+        if number:
+            output = _output(stream.step(forecast.encode(history)[np.newaxis]))
         history = forecast.followed_by(history, output)
         values.append(float(history[-1]))
-        output = _output(stream.step(forecast.encode(history)[np.newaxis]))
     return Rollout(np.array(values), forecast)
 
 
