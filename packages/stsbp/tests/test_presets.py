@@ -24,6 +24,7 @@ def test_settings_are_those_of_the_documented_results() -> None:
         "patterns",
         "patterns-image",
         "motor",
+        "mackey-glass",
         "sequences",
         "mnist",
         "fashion-mnist",

@@ -10,9 +10,9 @@ a step: this is the cubic polynomial through the values and slopes at both ends 
 All operations are + - * / in float64, which every machine rounds correctly, and powers are products. So the series has
 the same bits everywhere. It is chaotic: with other bits, it would be another series after some Lyapunov times.
 
-The protocol is that of NeuroBench (Yik et al. 2025, its package neurobench 2.3 and its file
-mackey_glass_parameters.csv): 14 delays, with Lyapunov time and initial value of each; 30 starts, half a Lyapunov time
-apart; training on 10 Lyapunov times, and then 10 more that the network continues on its own.
+The protocol is that of NeuroBench (its repository, neurobench/examples/mackey_glass/esn_benchmark.py, and
+neurobench/datasets/mackey_glass_parameters.csv): 14 delays, with Lyapunov time and initial value of each; 30 starts,
+half a Lyapunov time apart; training on 10 Lyapunov times, and then 10 more that the network continues on its own.
 
 A value becomes spikes by a population code: 17 input neurons have receptive fields on equal distances. The activity of
 a field is a triangle around its centre, and the number of spikes of its neuron in this step is the activity in units of
