@@ -33,7 +33,7 @@ def test_settings_are_those_of_the_documented_results() -> None:
     published = {name: preset for name, preset in PRESETS.items() if preset.published is not None}
     named = {name: [preset.dataset, dict(preset.settings)] for name, preset in published.items()}
     digest = hashlib.sha256(json.dumps([settings_of_sets, named], sort_keys=True).encode()).hexdigest()
-    assert digest == "55a799cd29355e8b8a3c3541d96fbec732644c5aa320cc5e9ec8cb85abce3f21"
+    assert digest == "@@"
 
 
 def test_list_names_source_and_published_figure(stsbp: Callable[..., Result]) -> None:
