@@ -298,6 +298,14 @@ def test_a_split_with_real_targets() -> None:
         SequenceSplit(inputs, targets, np.zeros(6, np.int64))
 
 
+def test_a_split_of_counts() -> None:
+    inputs, targets = data(6)
+    split = SequenceSplit(inputs * 200, targets, np.zeros(6, np.int64), counts=True)
+    assert np.array_equal(split.inputs(np.array([4, 1])), np.swapaxes(inputs[[4, 1]] * 200, 0, 1))
+    with pytest.raises(DataError, match="frames must have values 0 and 1, got 0 to 200"):
+        SequenceSplit(inputs * 200, targets, np.zeros(6, np.int64))
+
+
 def test_a_stream_prints_all_outputs(file: Path, stsbp: Callable[..., Result], tmp_path: Path) -> None:
     run = tmp_path / "run"
     assert stsbp("train", f"sequences:{file}", *TINY, "--out", run).exit_code == 0
