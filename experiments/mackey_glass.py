@@ -93,6 +93,11 @@ def interval(rows: Sequence[Mapping[str, Any]], part: str) -> float:
     return half_width([mean_of(group, "smape", part) for group in groups])
 
 
+def _with_interval(mean: float, half: float) -> str:
+    """A mean and half of its interval, if it is known."""
+    return f"{mean:.2f}" if math.isnan(half) else f"{mean:.2f} ± {half:.2f}"
+
+
 def table(rows: Sequence[Mapping[str, Any]]) -> str:
     """A row for each delay and one for all, in Markdown."""
     lines = [
@@ -102,7 +107,7 @@ def table(rows: Sequence[Mapping[str, Any]]) -> str:
     by_tau = {str(tau): [row for row in rows if row["tau"] == tau] for tau in SYSTEMS}
     for name, some in {**by_tau, "all": list(rows)}.items():
         if some:
-            figures = [f"{mean_of(some, 'smape', part):.2f} ± {interval(some, part):.2f}" for part in PARTS]
+            figures = [_with_interval(mean_of(some, "smape", part), interval(some, part)) for part in PARTS]
             baselines = [f"{mean_of(some, kind, 'all'):.2f}" for kind in ("mean", "last_value")]
             r2 = f"{statistics.fmean(row['r2_one_step'] for row in some):.5f}"
             lines.append(f"| {' | '.join([name, *figures, *baselines, r2])} |")
