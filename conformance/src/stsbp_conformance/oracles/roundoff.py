@@ -9,7 +9,7 @@ value:
 - `snap` changes a value by less than `FLOOR`, and underflow (gradual or flushed) by less than `TINY`;
 - existing errors are propagated by the derivative of each step, and second-order terms are kept.
 
-docs/exactness.md derives these steps. The bound holds for every single weight and for any data, provided that nothing
+docs/proof.md derives these steps. The bound holds for every single weight and for any data, provided that nothing
 overflows. The second number beside each value, `spread`, is not a bound. It adds independent errors by their squares,
 and estimates their size for random data.
 """
