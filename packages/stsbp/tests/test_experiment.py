@@ -21,10 +21,10 @@ from click.testing import Result
 from stsbp import load_run
 from stsbp.config import SettingsSource, resolve
 from stsbp.datasets import load
-from stsbp.experiment import jobs
 from stsbp.experiment import run as experiment_run
 from stsbp.experiment.run import with_validation
 from stsbp.experiment.table import markdown
+from stsbp.processes.job import Job
 from stsbp.training.build import load_data
 from stsbp.training.operations import activity, fan_out
 from stsbp.training.run_folder import RunFolder
@@ -423,7 +423,7 @@ def test_jobs_that_end_early_tell_how_to_continue(
 def test_jobs_whose_process_is_stopped_say_so_and_end(
     experiment: Callable[..., Result], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    begin, processes = jobs._Job.__init__, list[int]()
+    begin, processes = Job.__init__, list[int]()
 
     def stopped(self: Any, *arguments: Any) -> None:
         begin(self, *arguments)
@@ -441,7 +441,7 @@ def test_jobs_whose_process_is_stopped_say_so_and_end(
             os.kill(process, signal.SIGKILL)
 
     late = threading.Timer(60, kill)
-    monkeypatch.setattr(jobs._Job, "__init__", stopped)
+    monkeypatch.setattr(Job, "__init__", stopped)
     result = experiment("--jobs", 2)
     assert late.is_alive()
     late.cancel()

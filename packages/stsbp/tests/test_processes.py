@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 from click.testing import Result
 from stsbp.cli import Globals, common
-from stsbp.experiment import jobs
+from stsbp.processes.job import Job
 from stsbp.processes import launcher
 from stsbp.processes.group import Group
 from stsbp.processes.monitor import Verdict
@@ -526,7 +526,7 @@ def test_jobs_side_by_side_do_not_meet_at_one_port(monkeypatch: pytest.MonkeyPat
     monkeypatch.setenv("MASTER_PORT", "29500")
     monkeypatch.setenv("STSBP_DATA", "here")
     monkeypatch.setattr(subprocess, "Popen", Ended)
-    job = jobs._Job(0, [], 1, print)
+    job = Job("seed 0", [], 1, print)
     job.wait()
     assert "MASTER_PORT" not in job.process.env  # type: ignore[attr-defined]
     assert job.process.env["STSBP_DATA"] == "here"  # type: ignore[attr-defined]

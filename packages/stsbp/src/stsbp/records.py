@@ -30,6 +30,9 @@ __all__ = [
     "SpikeMeasuresRecord",
     "Start",
     "SumsRecord",
+    "SweepMark",
+    "TrialFigures",
+    "TrialMark",
     "digest_of",
     "metrics_line",
     "parse",
@@ -398,6 +401,29 @@ class Seed(Record):
     seconds_per_epoch: Amount
     operations: dict[str, Amount]
     digest: Digest
+
+
+class TrialMark(Record):
+    """Whose trial a run is, `study.json` in its folder."""
+
+    format: Literal[1]
+    study: Annotated[str, Field(pattern="^[0-9a-f]{32}$")]
+    trial: Count
+
+
+class SweepMark(Record):
+    """Which study the runs in the folder of a sweep belong to, and the name of the folder in the study: `sweep.json`."""
+
+    format: Literal[1]
+    study: Annotated[str, Field(pattern="^[0-9a-f]{32}$")]
+    name: str
+    worker: Annotated[str, Field(pattern="^[0-9a-f]{32}$")]
+
+
+class TrialFigures(Record):
+    """The figures of a trial, an attribute in the storage of its study."""
+
+    figures: dict[str, Number]
 
 
 class Cache(Record):

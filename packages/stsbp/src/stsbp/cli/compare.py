@@ -22,7 +22,7 @@ from stsbp.errors import printable
 from stsbp.files import real
 from stsbp.measures.matching import within
 from stsbp.training.build import TOLERANCE
-from stsbp.training.compare import facts
+from stsbp.training.compare import MEASURED, facts
 from stsbp.training.regression_text import error_cells
 from stsbp.training.run_folder import RunFolder
 from stsbp.training.timing_text import latency_text, mean_text, timing_text
@@ -44,14 +44,6 @@ _NAMES = {"training": "train"}
 """Names of splits in checkpoints, where they differ from those of figures."""
 _STORED = {**{user_class.model: setting for setting, user_class in OWN.items()}, "init_sha256": "init_from"}
 """Texts that a run stores for a setting: the equations of a class, or the digest of a checkpoint."""
-_LABELS = ("label_pattern", "undesired_pattern", "steps")
-_FILTER = ("tau_s", "tau_rise", "psp_gain")
-_MEASURED = {
-    **dict.fromkeys(("precision", "recall", "f1", "hamming"), _LABELS),
-    "van_rossum": (*_LABELS, *_FILTER),
-    "loss": ("loss", "loss_model", *_LABELS, *_FILTER),
-}
-"""Settings that determine how a figure is measured."""
 
 
 @click.command("compare", short_help=COMMANDS["compare"])
@@ -103,7 +95,7 @@ def _sample_settings(split: str) -> tuple[str, ...]:
 
 def _are_comparable(run_facts: Sequence[dict[str, Any]], split: str, measure: str) -> bool:
     """Whether a result of these runs was measured on the same samples and in the same way."""
-    keys = (*_sample_settings(split), *_MEASURED.get(measure, ()))
+    keys = (*_sample_settings(split), *MEASURED.get(measure, ()))
     conditions = {(fact[split]["samples"], *(fact["settings"][key] for key in keys)) for fact in run_facts}
     return len(conditions) <= 1 and not _have_other_samples(run_facts, split)
 

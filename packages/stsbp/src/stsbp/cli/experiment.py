@@ -25,12 +25,11 @@ from stsbp.cli.common import (
     stop_after,
 )
 from stsbp.cli.settings import SettingsCommand, complete_data_set, complete_experiment, given_settings, settings
-from stsbp.config import RunConfig, SettingsSource, absolute, named_preset, resolve
-from stsbp.datasets import DATASETS, Dataset
-from stsbp.datasets.registry import is_known
-from stsbp.errors import ConfigError, did_you_mean
+from stsbp.config import RunConfig, SettingsSource, absolute, resolve
+from stsbp.datasets import Dataset
+from stsbp.errors import ConfigError
 from stsbp.experiment.jobs import SideBySide
-from stsbp.experiment.run import Experiment, with_validation
+from stsbp.experiment.run import Experiment, experiment_settings, with_validation
 from stsbp.experiment.table import document, markdown
 from stsbp.presets import PRESETS
 from stsbp.processes.group import Group, join
@@ -192,7 +191,7 @@ def _default_folder(name: str) -> Path:
 
 def _configs(name: str, dataset: str | None, given_options: dict[str, Any]) -> tuple[RunConfig, RunConfig]:
     """The settings of the preset, and the settings of the runs."""
-    named = _named(name, dataset)
+    named = experiment_settings(name, dataset)
     dataset_setting = {} if dataset is None else {"dataset": dataset}
     # Test samples are only used after a run is over.
     rule = SettingsSource("experiment", {"test_every": 0})
@@ -255,23 +254,3 @@ def _print_stop(stopped: Stopped, experiment: Experiment, seeds_done: int | None
         )
     with contextlib.suppress(OSError):
         say(f"{progress}. Continue with: {command}", err=True)
-
-
-def _named(name: str, dataset: str | None) -> SettingsSource:
-    """The settings of the preset or data set with this name.
-
-    Raises:
-        ConfigError: there is no such preset or data set, or `dataset` does not fit it.
-    """
-    if name in PRESETS:
-        named_preset(name, dataset)
-        return named_preset(name, None)
-    if not is_known(name):
-        known_names = [*PRESETS, *DATASETS]
-        raise ConfigError(
-            f"unknown experiment {name!r}{did_you_mean(name, known_names)}; presets and data sets: "
-            f"{', '.join(known_names)}"
-        )
-    if dataset not in (None, name):
-        raise ConfigError(f"{name} is a data set: leave --dataset {dataset} out, or name a preset")
-    return SettingsSource(f"preset {name}", {"dataset": name})

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import subprocess
 import sys
 import tempfile
 import time
@@ -14,15 +13,13 @@ from pathlib import Path
 from stsbp.config import RunConfig, to_toml
 from stsbp.errors import StsbpError
 from stsbp.experiment.run import Experiment, same_command
-from stsbp.processes.launcher import Started
-from stsbp.threads import THREADS, thread_count
+from stsbp.processes.job import SIGTERM, Job, end_jobs
+from stsbp.threads import thread_count
 from stsbp.training.loop import StopRequest
 
 __all__ = ["SideBySide"]
 
-_LINES = 20
 _PAUSE = 0.05
-_SIGTERM = 15
 
 
 @dataclass(frozen=True)
@@ -51,9 +48,9 @@ class SideBySide:
             StsbpError: one of the runs failed. The others were stopped and have saved their states.
         """
         pending_seeds = [seed for seed in experiment.seeds if experiment.reported(experiment.folder(seed)) is None]
-        running: list[_Job] = []
+        running: list[Job] = []
         with tempfile.TemporaryDirectory(prefix="stsbp-") as settings, contextlib.ExitStack() as stack:
-            stack.callback(_end, running)
+            stack.callback(end_jobs, running)
             while pending_seeds or running:
                 while pending_seeds and len(running) < self.jobs:
                     seed = pending_seeds.pop(0)
@@ -61,55 +58,24 @@ class SideBySide:
                     running.append(self._start_job(config, experiment.folder(seed).path, Path(settings)))
                 time.sleep(_PAUSE)
                 if stop_signal := stop.requested():
-                    _end(running, max(stop_signal, 0) or _SIGTERM)
+                    end_jobs(running, max(stop_signal, 0) or SIGTERM)
                     stop.obey(stop_signal)
                 for job in running:
-                    if job.process.poll() is None and job.was_stopped():
-                        process = job.process.pid
-                        self.print_line(
-                            f"seed {job.seed}: its process {process} was stopped by a signal, and the experiment waits "
-                            f"for it; to continue it, run: kill -CONT {process}"
-                        )
+                    job.tell_if_stopped("experiment")
                 for job in [job for job in running if job.process.poll() is not None]:
                     running.remove(job)
                     job.wait()
                     if job.process.returncode != 0:
                         raise StsbpError(
-                            f"the training of seed {job.seed} ended with exit code {job.process.returncode}. To "
+                            f"the training of {job.name} ended with exit code {job.process.returncode}. To "
                             f"continue, run {same_command(sys.argv)} again. Its last output:\n{job.last_output()}"
                         )
 
-    def _start_job(self, config: RunConfig, path: Path, settings: Path) -> _Job:
+    def _start_job(self, config: RunConfig, path: Path, settings: Path) -> Job:
         file = settings / f"seed-{config.seed}.toml"
         file.write_text(to_toml(config), encoding="utf-8")
         several = [] if self.processes is None else ["--processes", str(self.processes)]
         timeout = ["--rank-timeout", str(self.rank_timeout)]
         train = ["train", "--config", str(file), "--out", str(path), *several, *timeout, "--resume"]
         threads_each = config.threads or max(1, thread_count() // self.jobs)
-        return _Job(config.seed, [*self.options, *train], threads_each, self.print_line)
-
-
-class _Job(Started):
-    """A process that trains one seed."""
-
-    def __init__(self, seed: int, arguments: Sequence[str], threads: int, print_line: Callable[[str], None]) -> None:
-        self.seed, self._print_line = seed, print_line
-        # With one common port, only one of several jobs could use it.
-        variables = {**dict.fromkeys(THREADS, threads), "MASTER_PORT": None}
-        super().__init__(arguments, variables, _LINES, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
-
-    def on_line(self, line: str) -> None:
-        self._print_line(f"seed {self.seed}: {line}")
-
-    def wait(self) -> None:
-        """Wait until the process ends."""
-        self.process.wait()
-        self.own_end.close()
-
-
-def _end(jobs: Sequence[_Job], number: int = _SIGTERM) -> None:
-    """Send a signal to all of them, so that they save and end."""
-    for job in jobs:
-        job.send_signal(number)
-    for job in jobs:
-        job.wait()
+        return Job(f"seed {config.seed}", [*self.options, *train], threads_each, self.print_line)

@@ -26,10 +26,12 @@ from stsbp_spec.engine.trainer import TrainState
 from stsbp_spec.networks.spec import NetworkSpec
 
 from stsbp import records
-from stsbp.config import RunConfig, differences, split_start
-from stsbp.datasets import Dataset
-from stsbp.errors import CheckpointError, ConfigError, FileError
+from stsbp.config import RunConfig, SettingsSource, differences, named_preset, split_start
+from stsbp.datasets import DATASETS, Dataset
+from stsbp.datasets.registry import is_known
+from stsbp.errors import CheckpointError, ConfigError, FileError, did_you_mean
 from stsbp.files import MEGABYTE, OpenFolder, OutputKind, has_folder, read_regular, real
+from stsbp.presets import PRESETS
 from stsbp.processes.group import Group
 from stsbp.training import checkpoint
 from stsbp.training.build import Data, Inputs, Task, build_network, build_task, cut_validation, has_test_of_training
@@ -42,7 +44,7 @@ from stsbp.training.progress import Reporter, group_reporter
 from stsbp.training.quality import quality_of
 from stsbp.training.run_folder import RunFolder
 
-__all__ = ["FORMAT", "VALIDATION_SHARE", "Experiment", "same_command", "with_validation"]
+__all__ = ["FORMAT", "VALIDATION_SHARE", "Experiment", "experiment_settings", "same_command", "with_validation"]
 
 FORMAT = 3
 """Version of `experiment.json`. It is increased when results are added or change their meaning."""
@@ -63,6 +65,26 @@ def with_validation(config: RunConfig, dataset: Dataset) -> RunConfig:
     if has_test_of_training(config.dataset):
         return config
     return config.model_copy(update={"validation": len(dataset.train) // VALIDATION_SHARE})
+
+
+def experiment_settings(name: str, dataset: str | None) -> SettingsSource:
+    """The settings of the preset or data set with this name.
+
+    Raises:
+        ConfigError: there is no such preset or data set, or `dataset` does not fit it.
+    """
+    if name in PRESETS:
+        named_preset(name, dataset)
+        return named_preset(name, None)
+    if not is_known(name):
+        known_names = [*PRESETS, *DATASETS]
+        raise ConfigError(
+            f"unknown experiment {name!r}{did_you_mean(name, known_names)}; presets and data sets: "
+            f"{', '.join(known_names)}"
+        )
+    if dataset not in (None, name):
+        raise ConfigError(f"{name} is a data set: leave --dataset {dataset} out, or name a preset")
+    return SettingsSource(f"preset {name}", {"dataset": name})
 
 
 def same_command(words: Sequence[str]) -> str:

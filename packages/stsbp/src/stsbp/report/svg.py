@@ -15,6 +15,7 @@ from stsbp_spec.typing import Float32, Float64, Int64, UInt8
 
 __all__ = [
     "COLOURS",
+    "PointSeries",
     "Series",
     "bars",
     "histogram",
@@ -23,6 +24,7 @@ __all__ = [
     "lines",
     "matrix",
     "png",
+    "points",
     "raster",
     "spikes",
     "traces",
@@ -45,6 +47,19 @@ class Series(NamedTuple):
     name: str
     x: Sequence[float]
     y: Sequence[float]
+
+
+class PointSeries(NamedTuple):
+    """Points of a chart: values `y` over `x`, each perhaps with a name.
+
+    `joined`: whether a line goes through them in their order.
+    """
+
+    name: str
+    x: Sequence[float]
+    y: Sequence[float]
+    names: Sequence[str] = ()
+    joined: bool = False
 
 
 def _svg(width: float, height: float, label: str, body: Sequence[str]) -> str:
@@ -88,8 +103,8 @@ def _y_axis(ticks: Sequence[tuple[float, float]], percent: bool) -> list[str]:
     return body
 
 
-def legend(series: Sequence[Series]) -> str:
-    """Names and colours of the lines, as HTML."""
+def legend(series: Sequence[Series | PointSeries]) -> str:
+    """Names and colours of the lines or points, as HTML."""
     items = (
         f'<span><i style="background:var(--c{i % COLOURS})"></i>{escape(s.name)}</span>' for i, s in enumerate(series)
     )
@@ -155,6 +170,56 @@ def lines(
                     f'<circle cx="{x:.1f}" cy="{y:.1f}" r="{radius}" fill="{colour}"><title>{title}</title></circle>'
                 )
     return _svg(_WIDTH, _HEIGHT, label, body)
+
+
+def points(
+    label: str, x_label: str, series: Sequence[PointSeries], *, percent_x: bool = False, percent_y: bool = False
+) -> str:
+    """Points over a common axis, whose axes begin near the smallest values.
+
+    Args:
+        label: description of the chart, for screen readers.
+        x_label: text below the axis.
+        series: the points; at least one.
+        percent_x, percent_y: whether 1 is written as 100 %.
+    """
+    x_ticks, y_ticks = (_enclosing_ticks([x for s in series for x in getattr(s, axis)]) for axis in ("x", "y"))
+    plot_width, plot_height = _WIDTH - _LEFT - _RIGHT, _HEIGHT - _TOP - _BOTTOM
+
+    def to_pixels(x: float, y: float) -> tuple[float, float]:
+        share_x = (x - x_ticks[0]) / (x_ticks[-1] - x_ticks[0])
+        share_y = (y_ticks[-1] - y) / (y_ticks[-1] - y_ticks[0])
+        return _LEFT + share_x * plot_width, _TOP + share_y * plot_height
+
+    body = _y_axis([(to_pixels(x_ticks[0], tick)[1], tick) for tick in y_ticks], percent_y)
+    for tick in x_ticks:
+        x = to_pixels(tick, y_ticks[0])[0]
+        anchor = "end" if tick == x_ticks[-1] else "middle"
+        body.append(_text(x, _HEIGHT - 20, _number(tick, percent_x), anchor))
+    body.append(_text(_LEFT + plot_width / 2, _HEIGHT - 4, x_label, "middle"))
+    for i, s in enumerate(series):
+        colour = f"var(--c{i % COLOURS})"
+        places = [to_pixels(x, y) for x, y in zip(s.x, s.y, strict=True)]
+        if s.joined:
+            path = "M" + "L".join(f"{x:.1f} {y:.1f}" for x, y in places)
+            body.append(f'<path d="{path}" fill="none" stroke="{colour}" stroke-width="1.4"/>')
+        names = s.names or [s.name] * len(s.x)
+        for (x, y), x_value, y_value, name in zip(places, s.x, s.y, names, strict=True):
+            values = f"{_number(x_value, percent_x)}, {_number(y_value, percent_y)}"
+            title = f"{escape(name)}: {values}"
+            body.append(f'<circle cx="{x:.1f}" cy="{y:.1f}" r="3" fill="{colour}"><title>{title}</title></circle>')
+    return _svg(_WIDTH, _HEIGHT, label, body)
+
+
+def _enclosing_ticks(values: Sequence[float]) -> list[float]:
+    """Round numbers that include all values; at least two."""
+    low, high = min(values), max(values)
+    if high - low < 1e-9 * max(abs(low), abs(high)):
+        margin = 0.05 * abs(low) or 0.5
+        low, high = low - margin, high + margin
+    elif high == low:
+        low, high = -0.5, 0.5
+    return _ticks(low, high, enclosing=True)
 
 
 def matrix(counts: Int64, names: Sequence[str]) -> str:

@@ -15,7 +15,16 @@ from stsbp.training.build import build_loss, decoders
 from stsbp.training.metrics import read_records
 from stsbp.training.run_folder import RunFolder
 
-__all__ = ["facts", "flat", "rows"]
+__all__ = ["MEASURED", "facts", "flat", "rows"]
+
+_LABELS = ("label_pattern", "undesired_pattern", "steps")
+_FILTER = ("tau_s", "tau_rise", "psp_gain")
+MEASURED: Mapping[str, tuple[str, ...]] = {
+    **dict.fromkeys(("precision", "recall", "f1", "hamming"), _LABELS),
+    "van_rossum": (*_LABELS, *_FILTER),
+    "loss": ("loss", "loss_model", *_LABELS, *_FILTER),
+}
+"""Settings that determine how a figure is measured."""
 
 
 def facts(run: Path, warn: Callable[[str], object]) -> dict[str, Any]:

@@ -5,6 +5,7 @@ environment.json     versions, backend, device and time of every start
 metrics.jsonl        one line per record (metrics.py)
 energy.json          the energy of the last `stsbp evaluate --energy` (energy/stored.py)
 last.json, last-*.safetensors, best.json, best-*.safetensors    checkpoints (checkpoint.py)
+study.json           the trial of a sweep that the run is (sweep/worker.py)
 events.out.tfevents.*    the records for TensorBoard, if they are requested (tensorboard.py)
 .lock                locked by the process that trains
 """
@@ -34,7 +35,10 @@ from stsbp.files import LOCK, MEGABYTE, TEMPORARY, OpenFolder, as_argument, read
 from stsbp.training.checkpoint import TENSOR_FILE
 from stsbp.training.tensorboard import EVENT_FILE
 
-__all__ = ["RunFolder"]
+__all__ = ["STUDY", "RunFolder"]
+
+STUDY = "study.json"
+"""Name of the file that says which trial of a sweep a run is. It is written before the run begins."""
 
 MOST_ENVIRONMENT = 64 * MEGABYTE
 """Largest size of `environment.json` in bytes. One start has about a thousand bytes."""
@@ -43,12 +47,12 @@ _PACKAGES = (
     *("stsbp", "stsbp-spec", "stsbp-cpu", "stsbp-torch", "stsbp-cupy", "stsbp-jax", "numpy", "safetensors"),
     *("torch", "numba", "triton", "jax", "jaxlib", "cupy-cuda12x", "cupy-cuda13x"),
 )
-_FIXED = r"config\.toml|environment\.json|metrics\.jsonl|energy\.json|(last|best)\.json"
+_FIXED = r"config\.toml|environment\.json|metrics\.jsonl|energy\.json|study\.json|(last|best)\.json"
 """Names that other programs use as well, as a regular expression."""
 _MARKING = re.compile(rf"(last|best){TENSOR_FILE}")
 """Names that only a run gives."""
 _NAMES = re.compile(rf"{_FIXED}|{_MARKING.pattern}|{EVENT_FILE}")
-_LEFTOVER = re.compile(rf"\.({_FIXED}|{_MARKING.pattern}|experiment\.(json|md)){TEMPORARY}")
+_LEFTOVER = re.compile(rf"\.({_FIXED}|{_MARKING.pattern}|experiment\.(json|md)|sweep\.(json|html)|trials\.csv){TEMPORARY}")
 
 
 class RunFolder:
@@ -123,7 +127,7 @@ class RunFolder:
     def is_free(self) -> bool:
         """Whether a new run can begin in this folder without overwriting anything."""
         try:
-            return not any(entry.name != LOCK and not _is_leftover(entry) for entry in self.path.iterdir())
+            return not any(entry.name not in (LOCK, STUDY) and not _is_leftover(entry) for entry in self.path.iterdir())
         except FileNotFoundError:
             return True
         except NotADirectoryError:
