@@ -43,6 +43,7 @@ ALL_TEST_TOOLS = (
     "hatchling>=1.26",
     *ONNX,
     "nir>=1.0.8",
+    "optuna>=4",
     "coverage>=7.6",
 )
 PEERS = {

@@ -18,9 +18,9 @@ import numpy as np
 import pytest
 from click.testing import Result
 from stsbp.cli import Globals, common
-from stsbp.processes.job import Job
 from stsbp.processes import launcher
 from stsbp.processes.group import Group
+from stsbp.processes.job import Job
 from stsbp.processes.monitor import Verdict
 from stsbp.training.loop import StopRequest, stop_together
 from stsbp.training.metrics import Workload

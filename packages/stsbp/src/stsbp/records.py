@@ -412,7 +412,7 @@ class TrialMark(Record):
 
 
 class SweepMark(Record):
-    """Which study the runs in the folder of a sweep belong to, and the name of the folder in the study: `sweep.json`."""
+    """The study that the runs in the folder of a sweep belong to, and the name of its worker there: `sweep.json`."""
 
     format: Literal[1]
     study: Annotated[str, Field(pattern="^[0-9a-f]{32}$")]

@@ -15,9 +15,10 @@ if TYPE_CHECKING:
 
     from stsbp.api.progress import ProgressArgument
     from stsbp.api.run import Run
+    from stsbp.api.sweep import Sweep
     from stsbp.config import RunConfig
 
-__all__ = ["compare", "load_run", "save_run", "train"]
+__all__ = ["compare", "load_run", "load_sweep", "save_run", "sweep", "train"]
 
 
 def train(
@@ -207,3 +208,108 @@ def compare(runs: Sequence[Run | str | os.PathLike[str]]) -> list[dict[str, Any]
     from stsbp.api.run import compared
 
     return compared(runs)
+
+
+def sweep(
+    data: str,
+    vary: Mapping[str, str | Sequence[Any]],
+    *,
+    objective: str | Sequence[str] | None = None,
+    out: str | os.PathLike[str] | None = None,
+    trials: int | None = None,
+    jobs: int = 1,
+    sampler: str | None = None,
+    pruner: str = "none",
+    sampler_seed: int = 0,
+    storage: str | os.PathLike[str] | None = None,
+    study: str | None = None,
+    heartbeat: int = 60,
+    dataset: str | None = None,
+    energy_table: str | os.PathLike[str] | None = None,
+    backend: str | None = None,
+    device: str | None = None,
+    progress: bool = True,
+    stop_after: float | None = None,
+    **settings: Any,
+) -> Sweep:
+    """Train with different settings, and find those with the best validation result, as `stsbp sweep` does.
+
+        sweep = stsbp.sweep("digits", {"tau_m": "4:16:log", "threshold": [0.5, 1.0]}, trials=20, epochs=5)
+        sweep.best[0]
+
+    Each trial is trained in its own process. Call it again with the same arguments to continue a sweep that was
+    stopped or killed.
+
+    Args:
+        data: name of a data set or of a preset. Arrays have no name, by which other processes could load them.
+        vary: the settings to vary, by name: a range as text, `"4:16"`, `"4:16:log"`, `"1:8:int"` or `"0:1:0.1"`, or a
+            list of values.
+        objective: name of the figure to optimise on the validation samples, or of several for a Pareto front:
+            `accuracy`, `f1`, `mse`, `loss`, `latency`, `energy`, `operations`, `spikes`. None: that of the data.
+        out: folder of the sweep; None: `runs/NAME-sweep`.
+        trials: number of trials; None: 20, or all points of a grid.
+        jobs: number of trials that are trained at the same time.
+        sampler: `tpe`, `random`, `grid`, `qmc`, `nsga2` or `nsga3`; None: `tpe` for one objective, `nsga2` for several.
+        pruner: `none`, `median`, `hyperband` or `halving`, which ends trials early that do worse than others.
+        sampler_seed: seed of the sampler.
+        storage: file of a journal, or URL of a database, for several machines; None: a database in `out`.
+        study: name of the study in the storage; None: `NAME-sweep`.
+        heartbeat: number of seconds after which a running trial records again that it is alive.
+        dataset: data set in place of that of the preset.
+        energy_table: `float32`, `int32`, `int8`, or a file, for the objective `energy`.
+        backend, device: names of the backend and of its device; None: torch if it is installed.
+        progress: whether to show the progress on standard error.
+        stop_after: number of minutes after which the sweep stops. The trials so far are returned.
+        settings: settings that are the same in all trials: `epochs=3`, `batch_size=20`.
+
+    Raises:
+        KeyboardInterrupt: Ctrl-C was pressed. All trials have saved their states.
+        ConfigError: optuna is not installed; or a setting, an objective or a method is unknown or does not fit the
+            others, or differs from those of the sweep to continue.
+        StsbpError: any other error that is not a bug.
+    """
+    from stsbp.api.sweep import run
+
+    return run(
+        data,
+        vary,
+        settings,
+        objective=objective,
+        out=out,
+        trials=trials,
+        jobs=jobs,
+        sampler=sampler,
+        pruner=pruner,
+        sampler_seed=sampler_seed,
+        storage=storage,
+        study=study,
+        heartbeat=heartbeat,
+        dataset=dataset,
+        energy_table=energy_table,
+        backend=backend,
+        device=device,
+        progress=progress,
+        stop_after=stop_after,
+    )
+
+
+def load_sweep(
+    out: str | os.PathLike[str] | None = None,
+    *,
+    storage: str | os.PathLike[str] | None = None,
+    study: str | None = None,
+) -> Sweep:
+    """Read the trials of a sweep from its storage alone, as `stsbp sweep --table` does.
+
+    Args:
+        out: folder of the sweep. It may lack the runs.
+        storage: file of a journal, or URL of a database; None: that in `out`.
+        study: name of the study; None: the only one of the storage.
+
+    Raises:
+        ConfigError: optuna is not installed, or there is no such study.
+        FileError: the storage cannot be opened.
+    """
+    from stsbp.api.sweep import load
+
+    return load(out, storage, study)

@@ -37,6 +37,7 @@ COMMANDS = {
     "datasets": "List data sets, or show the requirements and settings of one data set.",
     "presets": "List published experiments (presets), or show the settings of one preset.",
     "experiment": "Train a preset with several seeds and write a table of the results.",
+    "sweep": "Vary settings over many runs and show which values are best.",
     "networks": "Show a network as a table.",
     "equations": "Show the equations of a neuron, a loss or an optimiser, as a backend runs them.",
     "backends": "List backends and their devices, and why a backend cannot run.",

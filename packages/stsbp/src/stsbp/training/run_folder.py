@@ -5,7 +5,7 @@ environment.json     versions, backend, device and time of every start
 metrics.jsonl        one line per record (metrics.py)
 energy.json          the energy of the last `stsbp evaluate --energy` (energy/stored.py)
 last.json, last-*.safetensors, best.json, best-*.safetensors    checkpoints (checkpoint.py)
-study.json           the trial of a sweep that the run is (sweep/worker.py)
+study.json           the trial of a sweep that the run is (sweeps/worker.py)
 events.out.tfevents.*    the records for TensorBoard, if they are requested (tensorboard.py)
 .lock                locked by the process that trains
 """
@@ -52,7 +52,9 @@ _FIXED = r"config\.toml|environment\.json|metrics\.jsonl|energy\.json|study\.jso
 _MARKING = re.compile(rf"(last|best){TENSOR_FILE}")
 """Names that only a run gives."""
 _NAMES = re.compile(rf"{_FIXED}|{_MARKING.pattern}|{EVENT_FILE}")
-_LEFTOVER = re.compile(rf"\.({_FIXED}|{_MARKING.pattern}|experiment\.(json|md)|sweep\.(json|html)|trials\.csv){TEMPORARY}")
+_LEFTOVER = re.compile(
+    rf"\.({_FIXED}|{_MARKING.pattern}|experiment\.(json|md)|sweep\.(json|html)|trials\.csv){TEMPORARY}"
+)
 
 
 class RunFolder:

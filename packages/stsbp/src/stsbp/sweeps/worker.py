@@ -32,9 +32,9 @@ from stsbp.errors import CheckpointError, ConfigError, FileError, StsbpError
 from stsbp.experiment.run import experiment_settings, with_validation
 from stsbp.files import MEGABYTE, read_regular, write_atomically
 from stsbp.processes.job import SIGTERM, Job, end_jobs
-from stsbp.sweep.methods import Heartbeat, check_optuna, chosen_pruner, chosen_sampler
-from stsbp.sweep.objectives import Objective, check_objectives, figures_of, needs_energy, read_objectives, validations
-from stsbp.sweep.vary import Variation, check_variations, grid_size, read_variations
+from stsbp.sweeps.methods import Heartbeat, check_optuna, chosen_pruner, chosen_sampler
+from stsbp.sweeps.objectives import Objective, check_objectives, figures_of, needs_energy, read_objectives, validations
+from stsbp.sweeps.vary import Variation, check_variations, grid_size, read_variations
 from stsbp.threads import thread_count
 from stsbp.training.build import (
     Inputs,
@@ -211,10 +211,8 @@ def _check_folder(path: Path) -> None:
     folder.check_writable()
 
 
-def run_sweep(
-    plan: SweepPlan, options: Sequence[str], print_line: Callable[[str], None], stopping: Any
-) -> Any:
-    """Run the trials that are left, or wait for nothing if there are none. Returns a `stsbp.sweep.view.SweepView`.
+def run_sweep(plan: SweepPlan, options: Sequence[str], print_line: Callable[[str], None], stopping: Any) -> Any:
+    """Run the trials that are left, or wait for nothing if there are none. Returns a `stsbp.sweeps.view.SweepView`.
 
     Args:
         plan: what to do.
@@ -228,8 +226,8 @@ def run_sweep(
         StsbpError: the first trials failed, or no trial could be finished.
     """
     # Optuna is an extra, and imports sqlalchemy.
-    from stsbp.sweep.study import Study, StudyIdentity, open_storage, quiet
-    from stsbp.sweep.view import SweepView
+    from stsbp.sweeps.study import Study, StudyIdentity, open_storage, quiet
+    from stsbp.sweeps.view import SweepView
 
     request = plan.request
     table = asked_table(energy=True, name=request.energy_table) if needs_energy(plan.objectives) else None
@@ -251,7 +249,9 @@ def run_sweep(
         view = write()
     if not view.best and not view.count("running"):
         reasons = [row.reason for row in view.rows if row.reason]
-        raise StsbpError(f"no trial of {plan.path} is finished: {view.counts}" + "".join(f"\n{r}" for r in reasons[-1:]))
+        raise StsbpError(
+            f"no trial of {plan.path} is finished: {view.counts}" + "".join(f"\n{r}" for r in reasons[-1:])
+        )
     return view
 
 
@@ -271,11 +271,13 @@ def _worker_name(folder: RunFolder, study: Any) -> str:
     except OSError as error:
         raise CheckpointError(f"cannot read {path}: {error.strerror or error}") from error
     except ValueError as error:
-        raise CheckpointError(f"{path} is damaged: {records.reason(error)}; put it back, or choose another --out") from error
+        raise CheckpointError(
+            f"{path} is damaged: {records.reason(error)}; put it back, or choose another --out"
+        ) from error
     if mark.study != study.identity.id:
         raise ConfigError(
-            f"{folder.path} holds runs of another study, {shown(mark.name)}, which was begun separately; choose another "
-            "--out, or name its --storage and --study"
+            f"{folder.path} holds runs of another study, {shown(mark.name)}, which was begun separately; choose "
+            "another --out, or name its --storage and --study"
         )
     return mark.worker
 
@@ -406,7 +408,9 @@ class _Worker:
         path = self.folder.path / name
         self._mark(path, trial.number)
         _wait_until_unlocked(path)
-        values = ", ".join(f"{key}={value:g}" if isinstance(value, float) else f"{key}={value}" for key, value in trial.params.items())
+        values = ", ".join(
+            f"{key}={value:g}" if isinstance(value, float) else f"{key}={value}" for key, value in trial.params.items()
+        )
         self.print_line(f"trial {trial.number} of {self.plan.trials}, {path}: {values}")
         file = settings / f"{name}.toml"
         file.write_text(to_toml(config), encoding="utf-8")
@@ -428,7 +432,9 @@ class _Worker:
             try:
                 mark = records.read(records.TrialMark, records.parse(read_regular(path / STUDY, MEGABYTE)))
             except ValueError as error:
-                raise CheckpointError(f"{path / STUDY} is damaged: {records.reason(error)}; choose another --out") from error
+                raise CheckpointError(
+                    f"{path / STUDY} is damaged: {records.reason(error)}; choose another --out"
+                ) from error
             if mark != asked:
                 of = "another study" if mark.study != asked.study else f"trial {mark.trial} of this study"
                 raise ConfigError(f"{path} holds the run of {of}; move it away, or choose another --out")

@@ -9,7 +9,6 @@ import csv
 import io
 import itertools
 import re
-import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
@@ -26,10 +25,20 @@ from stsbp.files import OutputKind
 from stsbp.report import svg
 from stsbp.report.page import page
 from stsbp.report.svg import PointSeries
-from stsbp.sweep.objectives import Objective
+from stsbp.sweeps.objectives import Objective
 from stsbp.tables import html_table
 
-__all__ = ["CSV", "TrialRow", "best_rows", "columns", "csv_text", "html_page", "print_table", "train_words", "values_of"]
+__all__ = [
+    "CSV",
+    "TrialRow",
+    "best_rows",
+    "columns",
+    "csv_text",
+    "html_page",
+    "print_table",
+    "train_words",
+    "values_of",
+]
 
 CSV = OutputKind("the trials of a sweep", re.compile(rb"trial,state,"))
 """The kind of file that the table of a sweep may replace."""
@@ -105,9 +114,7 @@ def best_rows(rows: Sequence[TrialRow], objectives: Sequence[Objective]) -> list
 
     def is_beaten(row: TrialRow) -> bool:
         own = costs[row.number]
-        return any(
-            other != own and all(a <= b for a, b in zip(other, own, strict=True)) for other in costs.values()
-        )
+        return any(other != own and all(a <= b for a, b in zip(other, own, strict=True)) for other in costs.values())
 
     return sorted((row for row in finished if not is_beaten(row)), key=lambda row: (costs[row.number], row.number))
 
@@ -183,9 +190,10 @@ def train_words(config: RunConfig, out: str) -> list[str]:
     default = resolve([SettingsSource("default", {"dataset": config.dataset, "loss": config.loss})])
     for name in RunConfig.model_fields:
         value = getattr(config, name)
-        if name in ("dataset", "test", *_OF_RUNS) or value == getattr(default, name):
-            if name != "loss" or value == RunConfig.model_fields["loss"].default:
-                continue
+        # The default settings of a data set depend on the loss.
+        usual = RunConfig.model_fields[name].default if name == "loss" else getattr(default, name)
+        if name in ("dataset", "test", *_OF_RUNS) or value == usual:
+            continue
         flag = name.replace("_", "-")
         if isinstance(value, bool):
             words.append(f"--{flag}" if value else f"--no-{flag}")
@@ -240,7 +248,9 @@ def _charts(rows: Sequence[TrialRow], varied: Sequence[str], objectives: Sequenc
     if not finished:
         return ["<p>No trial is finished yet.</p>"]
     if len(objectives) > 1:
-        charts = [_front_chart(finished, objectives, pair) for pair in itertools.combinations(range(len(objectives)), 2)]
+        charts = [
+            _front_chart(finished, objectives, pair) for pair in itertools.combinations(range(len(objectives)), 2)
+        ]
         return [f'<h2>Pareto front</h2><div class="row">{"".join(charts)}</div>']
     objective = objectives[0]
     numbers, values = [row.number for row in finished], [row.values[0] for row in finished]
@@ -293,8 +303,3 @@ def _figure(
     chart = svg.points(f"{caption}: {y_label}", x_label, series, percent_x=percent_x, percent_y=percent_y)
     legend = svg.legend(series) if len(series) > 1 else ""
     return f"<figure><figcaption>{escape(caption)}</figcaption>{chart}{legend}</figure>"
-
-
-def command_text(words: Sequence[str]) -> str:
-    """Words as a command line."""
-    return shlex.join(words)

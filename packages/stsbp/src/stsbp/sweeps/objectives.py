@@ -20,7 +20,15 @@ from stsbp.training.build import Inputs
 from stsbp.training.compare import MEASURED
 from stsbp.training.metrics import read_records
 
-__all__ = ["OBJECTIVES", "Objective", "check_objectives", "figures_of", "needs_energy", "read_objectives", "validations"]
+__all__ = [
+    "OBJECTIVES",
+    "Objective",
+    "check_objectives",
+    "figures_of",
+    "needs_energy",
+    "read_objectives",
+    "validations",
+]
 
 
 class Objective(NamedTuple):
@@ -121,8 +129,9 @@ def _validations(records: Iterable[dict[str, Any]]) -> dict[int, dict[str, Any]]
 
 
 def figures_of(folder: Path, config: RunConfig, energy_table: str = "") -> dict[str, float]:
-    """All figures of a run at its best checkpoint that its folder has, `epoch`, the number of that epoch, and `seconds`,
-    the time of all updates.
+    """All figures of a run at its best checkpoint that its folder has.
+
+    `epoch` is the number of that epoch, and `seconds` the time of all updates.
 
     Energies are those of the last `stsbp evaluate --energy` on the validation samples with this checkpoint.
 

@@ -1,4 +1,4 @@
-"""What is known of a sweep from the storage of its study: its trials, the best of them, and how to train these again."""
+"""What the storage of a study says about its sweep: the trials, the best of them, and how to train these again."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from functools import cached_property
 from typing import IO, Any
 
 from stsbp.config import RunConfig
-from stsbp.sweep.objectives import Objective
-from stsbp.sweep.show import TrialRow, best_rows, columns, csv_text, html_page, print_table, train_words
-from stsbp.sweep.study import Study, StudyIdentity, quiet
+from stsbp.sweeps.objectives import Objective
+from stsbp.sweeps.show import TrialRow, best_rows, columns, csv_text, html_page, print_table, train_words
+from stsbp.sweeps.study import Study, StudyIdentity, quiet
 
 __all__ = ["SweepView"]
 

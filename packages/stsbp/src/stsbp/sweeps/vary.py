@@ -21,7 +21,13 @@ from stsbp.errors import ConfigError, StsbpError, did_you_mean
 from stsbp.training.build import check_typed
 
 __all__ = [
-    "Choices", "NumberRange", "Variation", "check_variations", "grid_size", "grid_values", "read_variations",
+    "Choices",
+    "NumberRange",
+    "Variation",
+    "check_variations",
+    "grid_size",
+    "grid_values",
+    "read_variations",
     "variation_of",
 ]
 

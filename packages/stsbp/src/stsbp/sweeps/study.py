@@ -31,10 +31,10 @@ from pydantic import ValidationError
 from stsbp import records
 from stsbp.config import RunConfig, SettingsSource, differences, resolve
 from stsbp.errors import CheckpointError, ConfigError, FileError, StsbpError
-from stsbp.sweep.methods import Heartbeat
-from stsbp.sweep.objectives import OBJECTIVES, Objective
-from stsbp.sweep.show import TrialRow
-from stsbp.sweep.vary import NumberRange, Variation, grid_values, variation_of
+from stsbp.sweeps.methods import Heartbeat
+from stsbp.sweeps.objectives import OBJECTIVES, Objective
+from stsbp.sweeps.show import TrialRow
+from stsbp.sweeps.vary import NumberRange, Variation, grid_values, variation_of
 
 __all__ = ["OpenTrial", "Study", "StudyIdentity", "open_storage", "quiet"]
 
@@ -64,6 +64,8 @@ def quiet() -> Iterator[None]:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+            # The worker records the heartbeats itself.
+            warnings.filterwarnings("ignore", "Heartbeat of storage is supposed to be used with Study.optimize")
             yield
     except (optuna.exceptions.StorageInternalError, sqlalchemy.exc.SQLAlchemyError) as error:
         raise FileError(f"the storage of the sweep failed: {error}".splitlines()[0]) from error
@@ -250,9 +252,7 @@ class OpenTrial:
         _retry(self._study.study, self._study.storage.get_trial(self._trial._trial_id))
         return True
 
-    def _end(
-        self, state: TrialState, attributes: Mapping[str, Any], values: Sequence[float] | None = None
-    ) -> bool:
+    def _end(self, state: TrialState, attributes: Mapping[str, Any], values: Sequence[float] | None = None) -> bool:
         try:
             for name, value in attributes.items():
                 self._trial.set_user_attr(name, value)

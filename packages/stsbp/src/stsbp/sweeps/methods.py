@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from stsbp.errors import ConfigError, did_you_mean
-from stsbp.sweep.objectives import Objective
+from stsbp.sweeps.objectives import Objective
 
 __all__ = ["PRUNERS", "SAMPLERS", "Heartbeat", "check_optuna", "chosen_pruner", "chosen_sampler"]
 
