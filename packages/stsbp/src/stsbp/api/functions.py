@@ -193,7 +193,9 @@ def save_run(
     )
 
 
-def compare(runs: Sequence[Run | str | os.PathLike[str]]) -> list[dict[str, Any]]:
+def compare(
+    runs: Sequence[Run | str | os.PathLike[str]], *, sort: str | None = None, reverse: bool = False, short: bool = False
+) -> list[dict[str, Any]]:
     """Compare runs by their records, as `stsbp compare` does: one row for each run, `pandas.DataFrame(compare(runs))`.
 
     A row has the folder, the data set, the settings in which the runs differ, `epochs_done`, the last results such as
@@ -201,13 +203,18 @@ def compare(runs: Sequence[Run | str | os.PathLike[str]]) -> list[dict[str, Any]
 
     Args:
         runs: runs or their folders.
+        sort: the name of a value by which the rows are sorted, smallest first; also any setting. None: as in `runs`.
+        reverse: whether the largest value comes first.
+        short: whether a row has only the settings, the epochs, accuracy, F1 or mean squared error, the loss, the energy
+            and the time.
 
     Raises:
+        ConfigError: no run has a value of the name `sort`. The message lists all names.
         CheckpointError: there is no such run, or its files cannot be read.
     """
     from stsbp.api.run import compared
 
-    return compared(runs)
+    return compared(runs, sort=sort, reverse=reverse, short=short)
 
 
 def sweep(

@@ -269,10 +269,16 @@ def read_run(
         return opened_run(folder, checkpoint, opened(backend, device), given)
 
 
-def compared(runs: Sequence[Run | str | os.PathLike[str]]) -> list[dict[str, Any]]:
+def compared(
+    runs: Sequence[Run | str | os.PathLike[str]], *, sort: str | None, reverse: bool, short: bool
+) -> list[dict[str, Any]]:
     """As `stsbp.compare`."""
     with in_python():
         if isinstance(runs, (str, os.PathLike, Run)) or not isinstance(runs, Sequence):
             raise ConfigError(f"runs are a list of runs or of their folders, got {shown(runs)}")
         folders = [run.folder if isinstance(run, Run) else path_of("a run", run) for run in runs]
-        return comparison.rows([comparison.facts(folder, warn_caller) for folder in folders])
+        if not isinstance(sort, (str, type(None))):
+            raise ConfigError(f"sort is the name of a column, got {shown(sort)}")
+        run_facts = [comparison.facts(folder, warn_caller) for folder in folders]
+        in_order = comparison.sorted_facts(run_facts, sort, reverse=flag("reverse", reverse))
+        return comparison.rows(in_order, short=flag("short", short))

@@ -18,11 +18,11 @@ from stsbp.cli.common import say, say_warning
 from stsbp.config import OWN, PATHS, RunConfig
 from stsbp.datasets.registry import named_path
 from stsbp.energy.text import picojoules
-from stsbp.errors import printable
+from stsbp.errors import ConfigError, printable
 from stsbp.files import real
 from stsbp.measures.matching import within
 from stsbp.training.build import TOLERANCE
-from stsbp.training.compare import MEASURED, facts
+from stsbp.training.compare import MEASURED, SHORT, facts, rows, rows_csv, sorted_facts
 from stsbp.training.regression_text import error_cells
 from stsbp.training.run_folder import RunFolder
 from stsbp.training.timing_text import latency_text, mean_text, timing_text
@@ -49,7 +49,23 @@ _STORED = {**{user_class.model: setting for setting, user_class in OWN.items()},
 @click.command("compare", short_help=COMMANDS["compare"])
 @click.argument("runs", nargs=-1, required=True, type=PathName(path_type=Path), metavar="RUN...")
 @click.option("--json", "as_json", is_flag=True, help="Print one line of JSON for each run.")
-def command(runs: tuple[Path, ...], as_json: bool) -> None:
+@click.option("--csv", "as_csv", is_flag=True, help="Print CSV, with one row for each run.")
+@click.option(
+    "--sort",
+    "sort_key",
+    metavar="KEY",
+    help="Sort the runs by this column of --csv, for example test.accuracy or lr, smallest first.",
+)
+@click.option("--reverse", is_flag=True, help="Sort the largest value first.")
+@click.option(
+    "--short",
+    is_flag=True,
+    help="Show only the settings that differ, the epochs, the accuracy (F1 or mean squared error for other labels), "
+    "the loss, the energy and the time.",
+)
+def command(
+    runs: tuple[Path, ...], as_json: bool, as_csv: bool, sort_key: str | None, reverse: bool, short: bool
+) -> None:
     """Show RUNs side by side: results, spike rates, times, and the settings that differ.
 
     The command reads only the records of the runs, so it needs no data set and no backend. If you name several
@@ -58,12 +74,18 @@ def command(runs: tuple[Path, ...], as_json: bool) -> None:
     In a terminal, a table that is too wide is split into several tables. In a file or a pipe, the command writes one
     table with full paths.
     """
+    if as_json and (as_csv or short):
+        raise ConfigError("--json prints everything, in its own form; leave --csv and --short out")
     run_facts = [facts(run, say_warning) for run in _chosen(runs)]
+    run_facts = sorted_facts(run_facts, sort_key, reverse=reverse)
+    if as_csv:
+        click.echo(rows_csv(rows(run_facts, short=short)), nl=False)
+        return
     if as_json:
         for fact in run_facts:
             click.echo(json.dumps(fact))
         return
-    say(_table(run_facts, shutil.get_terminal_size().columns if sys.stdout.isatty() else None))
+    say(_table(run_facts, shutil.get_terminal_size().columns if sys.stdout.isatty() else None, short=short))
 
 
 def _chosen(runs: Sequence[Path]) -> list[Path]:
@@ -218,12 +240,15 @@ def _energies(run_facts: Sequence[dict[str, Any]]) -> list[tuple[str, list[str]]
     return result
 
 
-def _table(run_facts: list[dict[str, Any]], columns: int | None) -> str:
-    """The runs side by side, as many as fit into the width of a terminal. The other runs follow below."""
+def _table(run_facts: list[dict[str, Any]], columns: int | None, *, short: bool = False) -> str:
+    """The runs side by side, as many as fit into the width of a terminal. The other runs follow below.
+
+    `short`: only the figures of `SHORT`, the energy and the time.
+    """
     names = [real(Path(fact["run"])).name for fact in run_facts]
     # Runs of two experiments may have the same names.
     names = names if len({*names}) == len(names) else [fact["run"] for fact in run_facts]
-    rows: list[tuple[str, list[str]]] = [("run", names)]
+    table_rows: list[tuple[str, list[str]]] = [("run", names)]
     for key in RunConfig.model_fields:
         values = [fact["settings"][key] for fact in run_facts]
         if key == "dataset" or any(value != values[0] for value in values):
@@ -236,46 +261,53 @@ def _table(run_facts: list[dict[str, Any]], columns: int | None) -> str:
                 cells = [text or value for text, value in zip(nodes, values, strict=True)]
             else:
                 cells = [str(value) for value in values]
-            rows.append((key, _shortened_paths(cells) if key in PATHS and columns is not None else cells))
-    rows.append(("epochs done", [f"{fact['epochs']} of {fact['settings']['epochs']}" for fact in run_facts]))
+            table_rows.append((key, _shortened_paths(cells) if key in PATHS and columns is not None else cells))
+    table_rows.append(("epochs done", [f"{fact['epochs']} of {fact['settings']['epochs']}" for fact in run_facts]))
     marked = False
+    # F1 is the quality of runs without classes only.
+    figures = [key for key in _FIGURES if key in SHORT] if short else list(_FIGURES)
+    if short and any("accuracy" in (fact["training"] or {}) for fact in run_facts):
+        figures.remove("f1")
     for split in ("training", "validation", "test"):
         records = [fact[split] or {} for fact in run_facts]
         counts = [record.get("samples") for record in records]
-        if any(counts):
-            rows.append((f"{split} samples", [str(count or "-") for count in counts]))
-        for key in _FIGURES:
+        if any(counts) and not short:
+            table_rows.append((f"{split} samples", [str(count or "-") for count in counts]))
+        for key in figures:
             if any(key in record for record in records):
                 shown = ".4g" if key == "mse" else ".4f" if key in ("van_rossum", "hamming", "loss") else ".2%"
                 cells = [format(record[key], shown) if key in record else "-" for record in records]
                 measured = [fact for fact, record in zip(run_facts, records, strict=True) if key in record]
                 mark = "" if _are_comparable(measured, split, key) else " *"
                 marked |= bool(mark)
-                rows.append((f"{split} {_label(key, measured)}{mark}", cells))
+                table_rows.append((f"{split} {_label(key, measured)}{mark}", cells))
+        if short:
+            continue
         measured = [fact for fact, record in zip(run_facts, records, strict=True) if record.get("measures")]
         mark = "" if _are_comparable(measured, split, "f1") else " *"
         spike_times = _spike_times(records)
         marked |= bool(mark and spike_times)
-        rows += [(f"{split} {name}{mark}", cells) for name, cells in spike_times]
+        table_rows += [(f"{split} {name}{mark}", cells) for name, cells in spike_times]
         measured = [fact for fact, record in zip(run_facts, records, strict=True) if record.get("regression")]
         mark = "" if _are_comparable(measured, split, "mse") else " *"
         errors = _regression(records)
         marked |= bool(mark and errors)
-        rows += [(f"{split} {name}{mark}", cells) for name, cells in errors]
-    rows += _energies(run_facts)
+        table_rows += [(f"{split} {name}{mark}", cells) for name, cells in errors]
+    table_rows += _energies(run_facts)
     trained = [fact["training"] or {} for fact in run_facts]
-    for layer in dict.fromkeys(name for record in trained for name in record.get("rates", {})):
+    for layer in () if short else dict.fromkeys(name for record in trained for name in record.get("rates", {})):
         cells = [f"{r['rates'][layer]:.4f}" if layer in r.get("rates", {}) else "-" for r in trained]
-        rows.append((f"spike rate {layer}", cells))
-    rows.append(("training seconds", [f"{fact['seconds']:.0f}" for fact in run_facts]))
-    rows.append(("backend", [fact["backend"] or "-" for fact in run_facts]))
-    rows = [(name, [printable(cell) for cell in cells]) for name, cells in rows]
-    widths = [max(len(row[1][i]) for row in rows) for i in range(len(run_facts))]
-    name_width = max(len(name) for name, _ in rows)
+        table_rows.append((f"spike rate {layer}", cells))
+    table_rows.append(("training seconds", [f"{fact['seconds']:.0f}" for fact in run_facts]))
+    if not short:
+        table_rows.append(("backend", [fact["backend"] or "-" for fact in run_facts]))
+    table_rows = [(name, [printable(cell) for cell in cells]) for name, cells in table_rows]
+    widths = [max(len(row[1][i]) for row in table_rows) for i in range(len(run_facts))]
+    name_width = max(len(name) for name, _ in table_rows)
     text_lines: list[str] = []
     for group in _side_by_side(widths, None if columns is None else columns - name_width):
         text_lines += [""] if text_lines else []
-        for name, cells in rows:
+        for name, cells in table_rows:
             aligned = "  ".join(cells[i].rjust(widths[i]) for i in group)
             text_lines.append(f"{name:<{name_width}}  {aligned}".rstrip())
     if marked:

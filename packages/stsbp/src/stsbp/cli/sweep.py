@@ -182,7 +182,7 @@ def command(
         with contextlib.suppress(OSError):
             say(f"{stopped} and saved everything. Continue with: {again}", err=True)
         sys.exit(stopped.exit_code)
-    _show(view, [program(), *options.words], as_csv=as_csv)
+    _show(view, as_csv=as_csv)
     with contextlib.suppress(OSError):
         say(f"written to {plan.path / 'trials.csv'} and {plan.path / 'sweep.html'}", err=True)
 
@@ -205,10 +205,10 @@ def _show_stored(name: str | None, storage: str | None, study: str | None, *, as
     typed = [key for key, source in sources.items() if source is not None and source.name == "COMMANDLINE"]
     if typed:
         raise ConfigError(f"--table trains nothing; leave --{typed[0].replace('_', '-')} out")
-    _show(stored_sweep(None if name is None else Path(name), storage, study), [program()], as_csv=as_csv)
+    _show(stored_sweep(None if name is None else Path(name), storage, study), as_csv=as_csv)
 
 
-def _show(view: Any, words: list[str], *, as_csv: bool) -> None:
+def _show(view: Any, *, as_csv: bool) -> None:
     """Print the trials, and how to train the best ones again."""
     if as_csv:
         click.echo(view.csv(), nl=False)
@@ -221,4 +221,4 @@ def _show(view: Any, words: list[str], *, as_csv: bool) -> None:
         click.echo(text.getvalue(), nl=False)
     say(f"{len(view.rows)} trials: {view.counts}")
     for row in view.best:
-        say(f"trial {row.number} again: {view.command(row, words)}")
+        say(f"trial {row.number} again: {view.command(row, program())}")

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Sequence
 from dataclasses import dataclass
+from importlib.util import find_spec
 
 from stsbp.errors import ConfigError, did_you_mean
 from stsbp.sweeps.objectives import Objective
@@ -29,7 +29,7 @@ class Heartbeat:
 
 def check_optuna() -> None:
     """Raise `ConfigError` if Optuna is missing."""
-    if importlib.util.find_spec("optuna") is None:
+    if find_spec("optuna") is None:
         raise ConfigError('a sweep needs optuna; install it with: python -m pip install "stsbp[sweep]"')
 
 

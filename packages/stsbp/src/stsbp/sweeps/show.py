@@ -65,6 +65,7 @@ class TrialRow:
         folder: name of the folder of its run.
         again: number of the lost trial whose values it tries again; None: they are new.
         reason: why it failed.
+        options: options of `stsbp` with which it was trained: backend and device.
     """
 
     number: int
@@ -77,6 +78,7 @@ class TrialRow:
     folder: str
     again: int | None
     reason: str
+    options: tuple[str, ...] = ()
 
 
 def columns(rows: Sequence[TrialRow], objectives: Sequence[Objective]) -> list[dict[str, Any]]:

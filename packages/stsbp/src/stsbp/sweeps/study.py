@@ -83,6 +83,7 @@ def open_storage(storage: str | None, folder: Path, heartbeat: Heartbeat, *, mak
     path = folder / "study.db"
     if storage is None and not make and not path.is_file():
         raise FileError(f"{folder} has no {path.name}; name the storage of the sweep with --storage")
+    of_stale_trials: dict[str, Any] = {_of_stale_trials(): _retry}
     try:
         if storage is not None and "://" not in storage:
             from optuna.storages.journal import JournalFileBackend
@@ -103,7 +104,7 @@ def open_storage(storage: str | None, folder: Path, heartbeat: Heartbeat, *, mak
             engine_kwargs=connect,
             heartbeat_interval=heartbeat.interval,
             grace_period=heartbeat.grace,
-            **{_of_stale_trials(): _retry},
+            **of_stale_trials,
         )
     except ImportError as error:
         raise ConfigError(f"--storage needs a module for its database: {error}".splitlines()[0]) from error
@@ -211,10 +212,11 @@ class OpenTrial:
         """Its number in the study."""
         return self._trial.number
 
-    def belongs(self, worker: str, folder: str) -> None:
-        """Note whose trial it is, and the name of the folder of its run."""
+    def belongs(self, worker: str, folder: str, options: Sequence[str]) -> None:
+        """Note whose trial it is, the name of the folder of its run, and the options of `stsbp`."""
         self._trial.set_user_attr("worker", worker)
         self._trial.set_user_attr("folder", folder)
+        self._trial.set_user_attr("options", list(options))
 
     def beat(self) -> None:
         """Record that the trial is alive."""
@@ -283,7 +285,8 @@ class Study:
         Raises:
             ConfigError: the study is another one. The message names all differences.
         """
-        directions = ["maximize" if objective.maximise else "minimize" for objective in identity.objectives]
+        up, down = optuna.study.StudyDirection.MAXIMIZE, optuna.study.StudyDirection.MINIMIZE
+        directions = [up if objective.maximise else down for objective in identity.objectives]
         try:
             study = optuna.create_study(storage=storage, study_name=name, directions=directions)
         except optuna.exceptions.DuplicatedStudyError:
@@ -416,6 +419,7 @@ class Study:
             str(attributes.get("folder", "")),
             history[-1] if history else None,
             str(attributes.get("reason", "")),
+            tuple(map(str, attributes.get("options", ()))),
         )
 
 

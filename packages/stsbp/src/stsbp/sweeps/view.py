@@ -65,9 +65,11 @@ class SweepView:
         """The settings of a trial."""
         return self.identity.config({name: value for name, value in row.params.items() if value is not None})
 
-    def command(self, row: TrialRow, program: Sequence[str] = ("stsbp",)) -> str:
-        """The command that trains a trial again, and tests the network."""
-        return shlex.join([*program, *train_words(self.config(row), f"runs/{self.name}-trial-{row.number}")])
+    def command(self, row: TrialRow, program: str = "stsbp") -> str:
+        """The command that trains a trial again, and tests the network. `program` is the word for this program."""
+        return shlex.join(
+            [program, *row.options, *train_words(self.config(row), f"runs/{self.name}-trial-{row.number}")]
+        )
 
     def print_table(self, file: IO[str]) -> None:
         """Print the trials as a table."""
@@ -77,7 +79,7 @@ class SweepView:
         """The trials as CSV."""
         return csv_text(self.rows, self.objectives)
 
-    def html(self, program: Sequence[str] = ("stsbp",)) -> str:
+    def html(self) -> str:
         """The sweep as one HTML file."""
         identity = self.identity
         varied = ", ".join(f"{name} ({_described(x.record)})" for name, x in identity.variations.items())
@@ -86,7 +88,7 @@ class SweepView:
             f"{identity.settings.dataset}; varied: {varied}; sampler {identity.sampler}{pruner}. All values are those "
             "of validation samples, at the best epoch of each run."
         )
-        commands = {row.number: self.command(row, program) for row in self.best}
+        commands = {row.number: self.command(row) for row in self.best}
         return html_page(self.name, self.rows, tuple(identity.variations), self.objectives, explanation, commands)
 
 

@@ -242,7 +242,7 @@ def run_sweep(plan: SweepPlan, options: Sequence[str], print_line: Callable[[str
         def write() -> SweepView:
             view = SweepView(study.name, study.identity, tuple(study.rows()))
             folder.files.write("trials.csv", view.csv().encode())
-            folder.files.write("sweep.html", view.html(("stsbp", *options)).encode())
+            folder.files.write("sweep.html", view.html().encode())
             return view
 
         worker.run(stop, write)
@@ -398,7 +398,7 @@ class _Worker:
     def _start(self, trial: Any, settings: Path) -> None:
         """Begin or continue the run of a trial. If its values contradict each other, it fails."""
         name = f"trial-{trial.number}"
-        trial.belongs(self.name, name)
+        trial.belongs(self.name, name, self.options)
         trial.beat()
         try:
             config = pinned(self.study.identity.config(trial.params))

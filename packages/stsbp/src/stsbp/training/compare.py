@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import contextlib
+import csv
+import io
+import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from stsbp.config import RunConfig
 from stsbp.energy.stored import stored_energy
-from stsbp.errors import CheckpointError
+from stsbp.errors import CheckpointError, ConfigError, did_you_mean, printable
 from stsbp.training import checkpoint
 from stsbp.training.build import build_loss, decoders
 from stsbp.training.metrics import read_records
 from stsbp.training.run_folder import RunFolder
 
-__all__ = ["MEASURED", "facts", "flat", "rows"]
+__all__ = ["MEASURED", "SHORT", "facts", "flat", "rows", "rows_csv", "sorted_facts"]
 
 _LABELS = ("label_pattern", "undesired_pattern", "steps")
 _FILTER = ("tau_s", "tau_rise", "psp_gain")
@@ -25,6 +28,10 @@ MEASURED: Mapping[str, tuple[str, ...]] = {
     "loss": ("loss", "loss_model", *_LABELS, *_FILTER),
 }
 """Settings that determine how a figure is measured."""
+
+
+SHORT = ("accuracy", "f1", "mse", "loss")
+"""Figures of each split in a short comparison, as far as the runs have them. Runs of classes have no F1 there."""
 
 
 def facts(run: Path, warn: Callable[[str], object]) -> dict[str, Any]:
@@ -86,16 +93,88 @@ def _contents(folder: Path) -> dict[str, str]:
     return {str(name): str(digest) for name, digest in contents.items()} if isinstance(contents, dict) else {}
 
 
-def rows(run_facts: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+def sorted_facts(run_facts: Sequence[dict[str, Any]], key: str | None, *, reverse: bool) -> list[dict[str, Any]]:
+    """The facts in the order of a column of `rows`, smallest first. Runs without a value come last.
+
+    Args:
+        run_facts: the `facts` of the runs.
+        key: name of the column; None: the order is kept.
+        reverse: whether the largest comes first.
+
+    Raises:
+        ConfigError: there is no such column, or its values have no order. The message lists the columns.
+    """
+    if key is None:
+        if reverse:
+            raise ConfigError("--reverse is the order of --sort; give --sort KEY, too")
+        return list(run_facts)
+    table = rows(run_facts, with_settings=True)
+    known = list(dict.fromkeys(name for row in table for name in row))
+    known = [name for name in known if any(isinstance(row.get(name), (int, float, str)) for row in table)]
+    if key not in known:
+        listed = dict.fromkeys(name for row in rows(run_facts) for name in row if name in known)
+        listed_names = [name for name in listed if ".measures." not in name]
+        raise ConfigError(
+            f"--sort {key}: there is no such column{did_you_mean(key, known)}; known: {', '.join(listed_names)}, every "
+            "setting, and the measures of spike times in --csv"
+        )
+    values = [row.get(key) for row in table]
+    kinds = {str if isinstance(value, str) else float for value in values if value is not None}
+    if len(kinds) > 1:
+        raise ConfigError(f"--sort {key}: some of its values are numbers and others are texts, which have no order")
+    with_value = [index for index, value in enumerate(values) if value is not None]
+    order = sorted(with_value, key=lambda index: values[index], reverse=reverse)  # type: ignore[arg-type, return-value]
+    return [run_facts[i] for i in (*order, *(i for i, value in enumerate(values) if value is None))]
+
+
+def rows_csv(table: Sequence[Mapping[str, Any]]) -> str:
+    """Rows as CSV, with a column for every name that some row has. Lists are JSON."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, list(dict.fromkeys(name for row in table for name in row)), lineterminator="\n")
+    writer.writeheader()
+    for row in table:
+        writer.writerow({name: _csv_cell(value) for name, value in row.items()})
+    return text.getvalue()
+
+
+def _csv_cell(value: Any) -> Any:
+    if isinstance(value, (list, dict)):
+        return json.dumps(value)
+    return printable(value) if isinstance(value, str) else value
+
+
+def rows(
+    run_facts: Sequence[Mapping[str, Any]], *, short: bool = False, with_settings: bool = False
+) -> list[dict[str, Any]]:
     """A row of plain values for each run: its folder, the settings in which the runs differ, results and times.
 
     Args:
         run_facts: the `facts` of the runs.
+        short: whether only the figures of `SHORT`, the energy and the time are in a row, besides the settings.
+        with_settings: whether all settings are in a row.
     """
     settings = [fact["settings"] for fact in run_facts]
     differing = [
-        key for key in RunConfig.model_fields if key == "dataset" or any(s[key] != settings[0][key] for s in settings)
+        key
+        for key in RunConfig.model_fields
+        if key == "dataset" or with_settings or any(s[key] != settings[0][key] for s in settings)
     ]
+    if short:
+        return [
+            {
+                "run": fact["run"],
+                **{key: fact["settings"][key] for key in differing},
+                "epochs_done": fact["epochs"],
+                **{
+                    f"{split}.{key}": (fact[split] or {})[key]
+                    for split in ("training", "validation", "test")
+                    for key in _short_figures(fact[split] or {})
+                },
+                **({} if fact["energy"] is None else {"energy.pj": fact["energy"]["pj"]["total"]}),
+                "seconds": fact["seconds"],
+            }
+            for fact in run_facts
+        ]
     return [
         {
             "run": fact["run"],
@@ -113,6 +192,11 @@ def rows(run_facts: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
         }
         for fact in run_facts
     ]
+
+
+def _short_figures(record: Mapping[str, Any]) -> list[str]:
+    """The figures of a record that a short comparison has."""
+    return [key for key in SHORT if key in record and not (key == "f1" and "accuracy" in record)]
 
 
 def _energy_columns(energy: Mapping[str, Any] | None) -> dict[str, Any]:

@@ -1,0 +1,496 @@
+"""Sweeps with the real Optuna: values, trials in processes of their own, kills, pruning, and what is refused."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import stsbp as package
+from click.testing import Result
+from stsbp.config import SettingsSource, resolve
+from stsbp.errors import CheckpointError, ConfigError, FileError
+from stsbp.processes.job import Job
+from stsbp.sweeps.methods import Heartbeat
+from stsbp.sweeps.objectives import OBJECTIVES
+from stsbp.sweeps.show import TrialRow, best_rows, train_words
+from stsbp.sweeps.vary import Choices, NumberRange, grid_values, read_variations
+from stsbp.training.metrics import read_records
+from stsbp.training.run_folder import RunFolder
+
+optuna = pytest.importorskip("optuna")
+
+from stsbp.sweeps import study as studies  # noqa: E402 - it imports optuna
+from stsbp.sweeps.study import Study, StudyIdentity, open_storage, quiet  # noqa: E402
+
+Call = Callable[..., Result]
+DIGITS = (
+    "digits",
+    "--net",
+    "8",
+    "--steps",
+    "3",
+    "--epochs",
+    "2",
+    "--batch-size",
+    "20",
+    "--limit",
+    "50",
+    "--lr",
+    "0.01",
+)
+TWO = ("--vary", "threshold=0.5,1")
+
+
+@pytest.fixture
+def sweep(stsbp: Call, tmp_path: Path) -> Call:
+    """`stsbp sweep digits` with few samples into the folder `s`."""
+
+    def call(*arguments: Any) -> Result:
+        return stsbp("sweep", *DIGITS, "--out", "s", *arguments)
+
+    return call
+
+
+def identity(**changes: Any) -> StudyIdentity:
+    """What a study of thresholds is."""
+    config = resolve([SettingsSource("test", {"dataset": "digits", "validation": 10, "epochs": 4})])
+    values = {"sampler": "random", "pruner": "none", "objectives": (OBJECTIVES["accuracy"],), **changes}
+    return StudyIdentity(config, read_variations([("threshold", "0.5:2")]), **values)
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "expected"),
+    [
+        ("tau_m", "4:16", NumberRange(4.0, 16.0)),
+        ("--tau-m", "4:16:log", NumberRange(4.0, 16.0, log=True)),
+        ("tau_m", "4:16:int", NumberRange(4.0, 16.0, whole=True)),
+        ("tau_m", "4:16:0.5", NumberRange(4.0, 16.0, step=0.5)),
+        ("steps", "4:16", NumberRange(4, 16, whole=True)),
+        ("steps", "4:16:log", NumberRange(4, 16, whole=True, log=True)),
+        ("learning-rate", "0.001, 0.01", Choices((0.001, 0.01))),
+        ("batch_size", "10,20", Choices((10, 20))),
+        ("augment_flip", "yes,no", Choices((True, False))),
+        ("surrogate", "arctan,triangle:width=0.5", Choices(("arctan", "triangle:width=0.5"))),
+        ("freeze", "conv1;conv1,conv2", Choices(("conv1", "conv1,conv2"))),
+        ("tau_m", [4, 8], Choices((4.0, 8.0))),
+    ],
+)
+def test_read_variations(name: str, text: Any, expected: object) -> None:
+    (variation,) = read_variations([(name, text)]).values()
+    assert variation == expected
+    assert {type(x) for x in variation.ends} == {type(x) for x in expected.ends}  # type: ignore[attr-defined]
+
+
+def test_the_values_of_a_grid() -> None:
+    variations = read_variations([("tau_m", "1:2:0.25"), ("steps", "3:5"), ("threshold", "0.5,1")])
+    assert grid_values(variations) == {"tau_m": [1, 1.25, 1.5, 1.75, 2], "steps": [3, 4, 5], "threshold": [0.5, 1]}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((), "nothing is varied; give --vary NAME=VALUES"),
+        (("--vary", "tau_m"), "--vary 'tau_m': write NAME=VALUES"),
+        (("--vary", "taum=4:16"), "there is no such setting (did you mean tau_m?); settings that can be varied: net,"),
+        (("--vary", "tau_m=0.5:4"), "--vary tau_m: tau_m = 0.5: input should be greater than or equal to 1"),
+        (("--vary", "tau_m=4:x"), "LOW and HIGH are numbers"),
+        (("--vary", "tau_m=16:4"), "LOW must be below HIGH"),
+        (("--vary", "tau_rise=0:3:log"), "LOW of a logarithmic range must be above 0"),
+        (("--vary", "tau_m=4:16:log:2"), "a logarithmic range has no STEP"),
+        (("--vary", "tau_m=4:16:20"), "STEP is one of the numbers above 0 and at most HIGH - LOW"),
+        (("--vary", "tau_m=4.5:16:int"), "whole numbers with int"),
+        (("--vary", "steps=2.5:8"), "LOW and HIGH are whole numbers"),
+        (("--vary", "threshold=1,1.0"), "at least two different values"),
+        (("--vary", "batch_size=10,x"), 'batch_size = "x": input should be a valid integer'),
+        (("--vary", "psp_gain=unit,norm"), "psp_gain = \"norm\": input should be 'normalised' or 'unit'"),
+        (("--vary", "neuron=lif,lfi"), "--vary neuron"),
+        (("--vary", "threads=1,2"), "this setting is not varied, because it does not change what is trained"),
+        (("--vary", "validation=5,10"), "results on different samples cannot be compared"),
+        ((*TWO, *TWO), "--vary threshold is given twice"),
+        ((*TWO, "--threshold", 1), "--threshold fixes a setting that --vary threshold varies"),
+        (("--vary", "momentum=0.5,0.9"), "--vary momentum: --momentum is that of --optimizer sgd"),
+        ((*TWO, "--objective", "acuracy"), "unknown objective 'acuracy' (did you mean accuracy?); known: accuracy, f1"),
+        ((*TWO, "--objective", "mse"), "the labels of these data are classes, which do not have it"),
+        (("--vary", "steps=3,4", "--objective", "loss"), "is measured with the settings steps, which are varied"),
+        ((*TWO, "--validation", 0), "a sweep chooses by validation samples, but there are none"),
+        ((*TWO, "--pruner", "median", "--objective", "energy"), "judges a value of every epoch"),
+        (
+            (*TWO, "--pruner", "median", "--objective", "accuracy", "--objective", "energy"),
+            "--pruner median judges a single objective, but there are 2",
+        ),
+        (("--vary", "tau_m=4:16", "--sampler", "grid"), "a grid needs a list of values or a range in steps"),
+        ((*TWO, "--energy-table", "int8"), "--energy-table is for the objective energy"),
+    ],
+)
+def test_refused_sweeps(sweep: Call, tmp_path: Path, arguments: tuple[Any, ...], message: str) -> None:
+    refused = sweep(*arguments)
+    assert refused.exit_code == 1, refused.output
+    assert message in refused.stderr
+    assert not (tmp_path / "s").exists()
+
+
+def test_refused_places(stsbp: Call, sweep: Call, tmp_path: Path) -> None:
+    (tmp_path / "s").mkdir()
+    (tmp_path / "s" / "notes.txt").write_text("mine")
+    assert "s is not empty and holds no sweep" in sweep(*TWO).stderr
+    assert "all samples of patterns are training samples" in stsbp("sweep", "patterns", *TWO).stderr
+    assert "unknown experiment 'digit' (did you mean digits?)" in stsbp("sweep", "digit", *TWO).stderr
+    assert "name a data set or a preset" in stsbp("sweep", *TWO).stderr
+    assert "nowhere has no study.db" in stsbp("sweep", "nowhere", "--table").stderr
+    assert "there is no journal nowhere" in stsbp("sweep", "--table", "--storage", "nowhere").stderr
+    assert "--table trains nothing; leave --lr out" in stsbp("sweep", "s", "--table", "--lr", 1).stderr
+    assert "--storage is a file, or the URL" in sweep(*TWO, "--out", "t", "--storage", "no://such:thing:x").stderr
+
+
+def test_without_optuna_the_extra_is_named(sweep: Call, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("stsbp.sweeps.methods.find_spec", lambda _: None)
+    assert 'python -m pip install "stsbp[sweep]"' in sweep(*TWO).stderr
+    with pytest.raises(ConfigError, match=re.escape("stsbp[sweep]")):
+        package.sweep("digits", {"threshold": [0.5, 1]})
+    with pytest.raises(ConfigError, match=re.escape("stsbp[sweep]")):
+        package.load_sweep("s")
+
+
+def killed(process: subprocess.Popen[str], ready: Callable[[], bool]) -> None:
+    """Kill a process as soon as something is true."""
+    end = time.monotonic() + 120
+    while not ready():
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < end
+        time.sleep(0.02)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="this system has no SIGKILL")
+def test_a_sweep_that_is_killed_twice_ends_with_all_trials(
+    process: Callable[..., subprocess.Popen[str]], stsbp: Call, tmp_path: Path
+) -> None:
+    """Its table comes from the storage alone, and its trials continue from their checkpoints."""
+    varied = ("--vary", "tau_m=4:16:log", *TWO)
+    words = ("--backend", "numpy", "sweep", *DIGITS, "--epochs", 60, *varied, "--trials", 5, "--jobs", 2, "--out", "s")
+    folder = tmp_path / "s"
+
+    def has_records(*numbers: int) -> bool:
+        files = [folder / f"trial-{number}" / "metrics.jsonl" for number in numbers]
+        return all(file.is_file() and b'"evaluation"' in file.read_bytes() for file in files)
+
+    killed(process(*words, cwd=tmp_path), lambda: has_records(0, 1))
+    killed(process(*words, cwd=tmp_path), lambda: has_records(2))
+    last = process(*words, cwd=tmp_path)
+    table, progress = last.communicate(timeout=300)
+    assert last.returncode == 0, progress
+    assert re.search(r"continuing trial \d", progress), progress
+    assert "5 trials: 5 finished\n" in table
+    rows = list(csv.DictReader(io.StringIO((folder / "trials.csv").read_text())))
+    assert [row["trial"] for row in rows] == list("01234")
+    for row in rows:
+        run = folder / row["run"]
+        config = RunFolder(run).read_config()
+        assert (repr(config.tau_m), repr(config.threshold)) == (row["tau_m"], row["threshold"])
+        records = read_records(run, config)
+        values = {
+            r["epoch"]: r["accuracy"] for r in records if r["kind"] == "evaluation" and r["split"] == "validation"
+        }
+        assert len(values) == 60
+        # The best result on validation samples, never on test samples.
+        assert float(row["accuracy"]) == values[int(row["epoch"])] == max(values.values())
+    # At least one trial had begun before a kill.
+    starts = [len(RunFolder(folder / row["run"]).starts()) for row in rows]
+    assert max(starts) > 1, starts
+    # Repeated, the command has nothing to do.
+    before = (folder / "trials.csv").read_bytes()
+    again = stsbp(*words[2:])
+    assert again.stdout == table, again.stderr
+    for run in folder.glob("trial-*"):
+        shutil.rmtree(run)
+    (folder / "trials.csv").unlink()
+    shown = stsbp("sweep", "s", "--table")
+    assert shown.stdout == table, shown.stderr
+    assert stsbp("sweep", "s", "--table", "--csv").stdout.encode() == before
+    # The printed command trains the best trial again, to the same result.
+    (line,) = re.findall(r"trial (\d+) again: stsbp (.*)", table)[:1]
+    best = rows[int(line[0])]
+    assert stsbp(*line[1].split()[2:-1], tmp_path / "again").exit_code == 0
+    assert json.loads((tmp_path / "again" / "best.json").read_text())["best"]["value"] == float(best["accuracy"])
+
+
+def test_a_grid_tries_every_point_and_lost_trials_again(
+    sweep: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begin, begun = Job.__init__, list[str]()
+
+    def killed_once(self: Any, name: str, *arguments: Any) -> None:
+        begin(self, name, *arguments)
+        if not begun:
+            os.kill(self.process.pid, signal.SIGKILL)
+        begun.append(name)
+
+    monkeypatch.setattr(Job, "__init__", killed_once)
+    ended = sweep(*TWO, "--vary", "batch_size=10,20", "--sampler", "grid", "--trials", 9)
+    assert ended.exit_code == 0, ended.stderr
+    rows = package.load_sweep(tmp_path / "s").trials
+    assert begun == [f"trial {number}" for number in range(5)]
+    assert [row["state"] for row in rows] == ["tried again", *["finished"] * 4]
+    finished = [(row["threshold"], row["batch_size"]) for row in rows[1:]]
+    assert sorted(finished) == [(0.5, 10), (0.5, 20), (1.0, 10), (1.0, 20)]
+    (again,) = (row for row in rows if row["tries_again"] == 0)
+    assert (again["threshold"], again["batch_size"]) == (rows[0]["threshold"], rows[0]["batch_size"])
+    assert rows[0]["reason"] == "its process was ended by signal 9"
+    # The lost trial keeps its folder, and the new one has its own.
+    assert {again["run"], "trial-0"} <= {path.name for path in (tmp_path / "s").iterdir()}
+    assert again["run"] != "trial-0"
+
+
+def test_several_objectives_have_a_pareto_front(stsbp: Call, sweep: Call, tmp_path: Path) -> None:
+    objectives = [word for name in ("accuracy", "energy", "spikes", "latency") for word in ("--objective", name)]
+    ended = sweep("--vary", "threshold=0.25:4:log", "--trials", 3, "--jobs", 2, *objectives)
+    assert ended.exit_code == 0, ended.stderr
+    found = package.load_sweep(tmp_path / "s")
+    for row in found.trials:
+        measured = json.loads(
+            stsbp(
+                "evaluate", f"s/{row['run']}", "--checkpoint", "best", "--split", "validation", "--energy", "--json"
+            ).stdout
+        )
+        assert row["accuracy"] == measured["accuracy"]
+        assert row["energy"] == measured["energy"]["pj"]["total"]
+        assert row["latency"] == (measured["measures"]["latency"]["median"] or 3)
+        spikes = 3 * (8 * measured["rates"]["linear1"] + 10 * measured["rates"]["linear2"])
+        assert row["spikes"] == pytest.approx(spikes, rel=1e-12)
+    costs = {row["trial"]: (-row["accuracy"], row["energy"], row["spikes"], row["latency"]) for row in found.trials}
+    front = {
+        n
+        for n, own in costs.items()
+        if not any(o != own and all(a <= b for a, b in zip(o, own, strict=True)) for o in costs.values())
+    }
+    assert {row["trial"] for row in found.best} == front
+    page = (tmp_path / "s" / "sweep.html").read_text()
+    assert page.count("<svg") == 6
+    assert "Pareto front" in page
+    assert f"trial {found.best[0]['trial']} again: stsbp --backend numpy train digits" in ended.stdout
+
+
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [
+        ([(0.9, 5.0), (0.8, 3.0), (0.7, 4.0), (0.9, 6.0)], [0, 1]),
+        ([(0.5, 1.0), (0.5, 1.0)], [0, 1]),
+        ([], []),
+    ],
+)
+def test_best_rows(values: list[tuple[float, float]], expected: list[int]) -> None:
+    rows = [TrialRow(n, "finished", {}, v, {}, None, None, "", None, "") for n, v in enumerate(values)]
+    rows.append(TrialRow(9, "pruned", {}, (), {}, 1.0, 1, "", None, ""))
+    objectives = (OBJECTIVES["accuracy"], OBJECTIVES["energy"])
+    assert [row.number for row in best_rows(rows, objectives)] == expected
+    assert [row.number for row in best_rows(rows[:1], objectives[::-1])] == [0][: len(values)]
+
+
+def test_the_median_pruner_judges_every_epoch(tmp_path: Path) -> None:
+    storage = open_storage(None, tmp_path, Heartbeat())
+    with quiet():
+        study = Study.join(storage, "s", identity(pruner="median"))
+        study.set_pruner()
+        for value in (0.9, 0.8, 0.9, 0.8, 0.9):
+            trial = study.ask()
+            assert not trial.report({1: value, 2: value})
+            assert trial.complete([value], {})
+        worse = study.ask()
+        assert worse.report({1: 0.2})
+        # Told once more, also by a process that was killed before it could end the trial.
+        (same,) = study.own_running("", alone=True)
+        assert same.report({1: 0.2})
+        assert same.prune({"accuracy": 0.2})
+        assert [row.state for row in study.rows()] == [*["finished"] * 5, "pruned"]
+        assert study.rows()[-1].last == 0.2
+
+
+def test_a_pruned_run_ends_early(sweep: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(studies, "_pruner", lambda *_: optuna.pruners.ThresholdPruner(lower=1.1))
+    ended = sweep(*TWO, "--epochs", 100_000, "--trials", 2, "--jobs", 2, "--pruner", "hyperband")
+    assert ended.exit_code == 1
+    assert "no trial of s is finished: 2 pruned" in ended.stderr
+    trials = package.load_sweep(tmp_path / "s").trials
+    assert [row["state"] for row in trials] == ["pruned", "pruned"]
+    assert all(0 <= row["accuracy"] <= 1 for row in trials)
+    # A pruned run can be continued by hand.
+    assert RunFolder(tmp_path / "s" / "trial-0").has_checkpoint
+
+
+@pytest.mark.parametrize("name", ["tpe", "random", "qmc", "nsga2", "nsga3"])
+def test_samplers_do_not_repeat_their_choices_after_an_interruption(name: str, tmp_path: Path) -> None:
+    values = []
+    for _ in range(4):
+        with quiet():
+            study = Study.join(open_storage(None, tmp_path, Heartbeat()), "s", identity(sampler=name))
+            study.next_sampler(0, parallel=True)
+            trial = study.ask()
+            values.append(trial.params["threshold"])
+            trial.complete([0.5], {})
+    assert len(set(values)) == 4
+    assert all(0.5 <= value <= 2 for value in values)
+
+
+def test_trials_without_a_heartbeat_are_tried_again_elsewhere(tmp_path: Path) -> None:
+    url, beat = f"sqlite:///{tmp_path}/shared.db", Heartbeat(1)
+    with quiet():
+        first, second = (Study.join(open_storage(url, tmp_path, beat), "s", identity()) for _ in range(2))
+        assert first.identity.id == second.identity.id
+        lost, nameless, alive = (first.ask() for _ in range(3))
+        for trial in (lost, alive):
+            trial.belongs("first", f"trial-{trial.number}", ["--backend", "numpy"])
+            trial.beat()
+        second.fail_lost(beat)
+        assert [row.state for row in second.rows()] == ["running"] * 3
+        end = time.monotonic() + 4.5
+        while time.monotonic() < end:
+            time.sleep(0.25)
+            alive.beat()
+        second.fail_lost(beat)
+        states = [row.state for row in second.rows()]
+        assert states == ["tried again", "tried again", "running", "waiting", "waiting"]
+        again = second.ask()
+        assert again.params == lost.params
+        assert second.rows()[3].folder == ""
+        assert not lost.complete([0.5], {})
+        assert not nameless.complete([0.5], {})
+        assert alive.complete([0.5], {})
+        assert [trial.number for trial in second.own_running("first", alone=False)] == []
+
+
+def test_values_are_tried_again_only_a_few_times(tmp_path: Path) -> None:
+    with quiet():
+        study = Study.join(open_storage(None, tmp_path, Heartbeat()), "s", identity())
+        for _ in range(4):
+            assert study.has_work(1)
+            study.ask().lose("killed")
+        assert not study.has_work(1)
+        assert [row.state for row in study.rows()] == [*["tried again"] * 3, "failed"]
+
+
+def test_trials_that_fail_are_not_tried_again(sweep: Call, tmp_path: Path) -> None:
+    ended = sweep("--vary", "tau_s=1,4", "--tau-rise", 2, "--sampler", "grid")
+    assert ended.exit_code == 0, ended.stderr
+    states = {row["tau_s"]: (row["state"], row["reason"]) for row in package.load_sweep(tmp_path / "s").trials}
+    assert states[4.0] == ("finished", "")
+    assert states[1.0][0] == "failed"
+    assert "tau_rise" in states[1.0][1]
+    failed = sweep("--vary", "tau_s=1:1.5", "--tau-rise", 2, "--out", "t")
+    assert failed.exit_code == 1
+    assert "the first 3 trials failed, so the sweep ends. The last one: " in failed.stderr
+
+
+def test_another_study_is_refused(stsbp: Call, sweep: Call, tmp_path: Path) -> None:
+    assert sweep(*TWO, "--trials", 1).exit_code == 0
+    assert sweep(*TWO, "--trials", 1, "--out", "t").exit_code == 0
+    changed = sweep(*TWO, "--trials", 1, "--lr", 0.02, "--pruner", "median", "--threads", 1)
+    assert changed.exit_code == 1
+    assert "lr: 0.01 in the study, 0.02 asked" in changed.stderr
+    assert 'pruner: "none" in the study, "median" asked' in changed.stderr
+    assert "threads" not in changed.stderr
+    assert "vary: " in sweep("--vary", "threshold=0.5,2", "--trials", 1).stderr
+    # The storage of another sweep with the same settings.
+    shutil.copy(tmp_path / "s" / "study.db", tmp_path / "own.db")
+    shutil.copy(tmp_path / "t" / "study.db", tmp_path / "s" / "study.db")
+    assert "s holds runs of another study, 'digits-sweep'" in sweep(*TWO, "--trials", 1).stderr
+    shutil.copy(tmp_path / "own.db", tmp_path / "s" / "study.db")
+    # A run of another sweep, where the next trial would be.
+    shutil.copytree(tmp_path / "t" / "trial-0", tmp_path / "s" / "trial-1")
+    refused = sweep(*TWO, "--trials", 2)
+    assert refused.exit_code == 1
+    assert "trial-1 holds the run of another study" in refused.stderr
+    shutil.rmtree(tmp_path / "s" / "trial-1")
+    shutil.copytree(tmp_path / "s" / "trial-0", tmp_path / "s" / "trial-1")
+    assert "trial-1 holds the run of trial 0 of this study" in sweep(*TWO, "--trials", 2).stderr
+    (tmp_path / "s" / "trial-1" / "study.json").unlink()
+    assert "trial-1 holds files of no trial" in sweep(*TWO, "--trials", 2).stderr
+    shutil.rmtree(tmp_path / "s" / "trial-1")
+    (tmp_path / "s" / "trial-1").mkdir()
+    assert sweep(*TWO, "--trials", 2).exit_code == 0
+    study = optuna.create_study(storage=f"sqlite:///{tmp_path}/foreign.db", study_name="digits-sweep")
+    study.add_trial(optuna.create_trial(value=1.0))
+    foreign = ("--storage", f"sqlite:///{tmp_path}/foreign.db")
+    assert "was not made by stsbp sweep" in sweep(*TWO, "--out", "u", *foreign).stderr
+    assert "was not made by stsbp sweep" in stsbp("sweep", "--table", *foreign).stderr
+
+
+def test_a_journal_is_a_storage(stsbp: Call, sweep: Call, tmp_path: Path) -> None:
+    storage = ("--storage", "deep/journal.log", "--study", "mine")
+    ended = sweep(*TWO, "--sampler", "grid", *storage)
+    assert ended.exit_code == 0, ended.stderr
+    assert not (tmp_path / "s" / "study.db").exists()
+    assert stsbp("sweep", "--table", "--storage", "deep/journal.log").stdout == ended.stdout
+    assert "has no study 'yours'; it has: mine" in stsbp("sweep", "--table", *storage[:2], "--study", "yours").stderr
+
+
+def test_a_stop_saves_everything(sweep: Call, tmp_path: Path) -> None:
+    stopped = sweep(*TWO, "--trials", 1, "--stop-after", 1e-9)
+    assert stopped.exit_code == 75
+    assert "time is up: stopped and saved everything. Continue with: " in stopped.stderr
+    assert sweep(*TWO, "--trials", 1).exit_code == 0
+
+
+def test_sweep_in_python(stsbp: Call, sweep: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = {"net": "8", "steps": 3, "epochs": 2, "batch_size": 20, "limit": 50, "lr": 0.01}
+    same: dict[str, Any] = {"out": "p", "sampler": "grid", "backend": "numpy", "progress": False, **settings}
+    found = package.sweep("digits", {"threshold": [0.5, 1.0]}, **same)
+    assert sweep(*TWO, "--sampler", "grid").exit_code == 0
+    typed = package.load_sweep("s")
+    values = [[(row["threshold"], row["accuracy"], row["figure.loss"]) for row in x.trials] for x in (found, typed)]
+    assert values[0] == values[1]
+    assert found.best == [row for row in found.trials if row["accuracy"] == max(r["accuracy"] for r in found.trials)]
+    assert found.commands[0].startswith("stsbp --backend numpy train digits ")
+    assert repr(found) == "Sweep('digits-sweep', 2 trials: 2 finished)"
+    assert package.load_run(f"p/{found.best[0]['run']}", backend="numpy").settings.test_every == 0
+    assert found.csv == (tmp_path / "p" / "trials.csv").read_text()
+    for arguments, message in (
+        ((([], []), {}), "which load the data by their name"),
+        (("digits", "tau_m=4:16"), "vary is a dict of settings"),
+        (("digits", {"tau_m": 4}), "give a range such as '4:16:log' or a list of values"),
+    ):
+        with pytest.raises(ConfigError, match=re.escape(message)):
+            package.sweep(*arguments)  # type: ignore[arg-type]
+    for wrong in ({"trials": 0}, {"jobs": 1.5}, {"heartbeat": 0}, {"sampler": "best"}, {"pruner": 1}):
+        with pytest.raises(ConfigError, match=next(iter(wrong))):
+            package.sweep("digits", {"threshold": [0.5, 1.0]}, out="q", **wrong)  # type: ignore[arg-type]
+    with pytest.raises(FileError, match="nowhere has no study.db"):
+        package.load_sweep("nowhere")
+
+
+def test_damaged_marks_are_told(sweep: Call, tmp_path: Path) -> None:
+    assert sweep(*TWO, "--trials", 1).exit_code == 0
+    mark = tmp_path / "s" / "sweep.json"
+    mark.write_text("{")
+    assert "sweep.json is damaged" in sweep(*TWO, "--trials", 1).stderr
+    study = optuna.load_study(storage=f"sqlite:///{tmp_path}/s/study.db", study_name="digits-sweep")
+    study.set_user_attr("stsbp", {"format": 1, "id": "x"})
+    with pytest.raises(CheckpointError, match="what the study 'digits-sweep' says about itself is damaged"):
+        package.load_sweep(tmp_path / "s")
+    study.set_user_attr("stsbp", {"format": 2})
+    with pytest.raises(ConfigError, match="has format 2, but this stsbp reads format 1"):
+        package.load_sweep(tmp_path / "s")
+
+
+def test_train_words_are_the_settings() -> None:
+    typed = {"dataset": "digits", "loss": "hamming", "tau_m": 7.25, "augment_flip": True, "net": "8-8", "test_every": 0}
+    config = resolve([SettingsSource("test", typed)])
+    words = train_words(config, "runs/x")
+    assert words[:2] == ["train", "digits"]
+    assert words[-2:] == ["--out", "runs/x"]
+    options = {"--loss": "hamming", "--tau-m": "7.25", "--net": "8-8"}
+    assert all(words[words.index(name) + 1] == value for name, value in options.items())
+    assert "--augment-flip" in words
+    assert "--test-every" not in words
