@@ -97,6 +97,8 @@ def open_storage(storage: str | None, folder: Path, heartbeat: Heartbeat, *, mak
             url = sqlalchemy.engine.URL.create("sqlite", database=str(path.absolute())).render_as_string(
                 hide_password=False
             )
+        else:
+            sqlalchemy.engine.make_url(url)
         # Other processes may be writing.
         connect = {"connect_args": {"timeout": 60}} if url.startswith("sqlite") else None
         return RDBStorage(
@@ -108,7 +110,8 @@ def open_storage(storage: str | None, folder: Path, heartbeat: Heartbeat, *, mak
         )
     except ImportError as error:
         raise ConfigError(f"--storage needs a module for its database: {error}".splitlines()[0]) from error
-    except sqlalchemy.exc.ArgumentError as error:
+    except (sqlalchemy.exc.ArgumentError, ValueError) as error:
+        # A port that is no number is a `ValueError`.
         raise ConfigError(
             "--storage is a file, or the URL of a database such as postgresql://user:password@host/name"
         ) from error
