@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import csv
+import io
 import json
 import os
 import re
@@ -18,9 +20,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+import stsbp as package
 from click.testing import Result
 from stsbp.cli import compare
 from stsbp.datasets import load
+from stsbp.errors import ConfigError
 from stsbp.report import page, svg
 from stsbp.report.collect import Sample, Survey, choose
 from stsbp.training.build import load_data
@@ -487,6 +491,51 @@ def test_compare(stsbp: Callable[..., Result], train_tiny: Callable[..., Result]
     # Runs of the same name are told apart by their paths.
     train_tiny(tmp_path / "other" / "one", "--epochs", 1)
     assert stsbp("compare", "one", "other/one").stdout.splitlines()[0].split() == ["run", "one", "other/one"]
+
+
+def test_compare_writes_csv_sorted_and_short(
+    stsbp: Callable[..., Result], train_tiny: Callable[..., Result], tmp_path: Path
+) -> None:
+    for name, lr in (("a", "0.01"), ("b", "0.03"), ("c", "0.02")):
+        assert train_tiny(tmp_path / name, "--epochs", 1, "--lr", lr).exit_code == 0
+    assert stsbp("evaluate", "c", "--energy").exit_code == 0
+    full = list(csv.DictReader(io.StringIO(stsbp("compare", "a", "b", "c", "--csv").stdout)))
+    rows = package.compare(["a", "b", "c"])
+    assert [row["run"] for row in full] == ["a", "b", "c"]
+    assert set(full[0]) == {name for row in rows for name in row}
+    for cells, row in zip(full, rows, strict=True):
+        for name, value in row.items():
+            expected = json.dumps(value) if isinstance(value, list) else "" if value is None else str(value)
+            assert cells[name] == expected, name
+    short = stsbp("compare", "a", "b", "c", "--csv", "--short", "--sort", "lr").stdout
+    assert short.splitlines()[0] == (
+        "run,dataset,lr,epochs_done,training.accuracy,training.loss,validation.accuracy,validation.loss,test.accuracy,"
+        "test.loss,seconds,energy.pj"
+    )
+    assert [line[0] for line in short.splitlines()[1:]] == ["a", "c", "b"]
+    table = stsbp("compare", "a", "b", "c", "--short", "--sort", "lr", "--reverse").stdout
+    assert re.match(r"run +b +c +a\n", table)
+    names = [line.split("  ")[0] for line in table.splitlines()]
+    assert names[:6] == ["run", "dataset", "lr", "epochs done", "training accuracy", "training loss"]
+    assert not any("rate" in name or "Hamming" in name or "timing" in name for name in names)
+    assert any(name.startswith("energy of") for name in names)
+    assert [row["run"] for row in package.compare(["a", "b", "c"], sort="lr", reverse=True, short=True)] == list("bca")
+    losses = [row["test.loss"] for row in package.compare(["a", "b", "c"], sort="test.loss")]
+    assert losses == sorted(losses)
+    # Runs without a value come last, in both directions.
+    for reverse in (False, True):
+        assert package.compare(["a", "b", "c"], sort="energy.pj", reverse=reverse)[0]["run"] == "c"
+    # Settings that do not differ are known, too.
+    assert [row["run"] for row in package.compare(["b", "a"], sort="tau_m")] == ["b", "a"]
+    unknown = stsbp("compare", "a", "b", "--sort", "test.acuracy")
+    assert unknown.exit_code == 1
+    assert (
+        "there is no such column (did you mean test.accuracy?); known: run, dataset, lr, epochs_done" in unknown.stderr
+    )
+    assert "--reverse is the order of --sort" in stsbp("compare", "a", "--reverse").stderr
+    assert "leave --csv and --short out" in stsbp("compare", "a", "--json", "--csv").stderr
+    with pytest.raises(ConfigError, match="sort is the name of a column"):
+        package.compare(["a"], sort=1)  # type: ignore[arg-type]
 
 
 def test_compare_shows_sample_counts_and_marks_what_is_not_comparable(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import io
 import json
@@ -482,6 +483,28 @@ def test_damaged_marks_are_told(sweep: Call, tmp_path: Path) -> None:
     study.set_user_attr("stsbp", {"format": 2})
     with pytest.raises(ConfigError, match="has format 2, but this stsbp reads format 1"):
         package.load_sweep(tmp_path / "s")
+
+
+PAGE = Path(__file__).parents[3] / "docs" / "sweeps.md"
+
+
+@pytest.mark.skipif(not PAGE.is_file(), reason="the documentation is not beside the packages")
+def test_the_commands_of_the_page_run(stsbp: Call, tmp_path: Path) -> None:
+    text = PAGE.read_text(encoding="utf-8")
+    commands = re.findall(r"^stsbp (.*)$", "\n".join(re.findall(r"```sh\n(.*?)```", text, re.DOTALL)), re.MULTILINE)
+    assert len(commands) == 5
+    for command in commands[:4]:
+        words = command.split(" > ")[0].split()
+        if "--trials" in words:
+            words[words.index("--trials") + 1] = "2"
+        ended = stsbp(*words)
+        assert ended.exit_code == 0, ended.stderr
+    (block,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    names: dict[str, Any] = {}
+    with contextlib.redirect_stdout(io.StringIO()):
+        exec(compile(block.replace("jobs=2,", 'backend="numpy",'), str(PAGE), "exec"), names)
+    assert len(names["trials"]) == 2
+    assert names["run"].settings.net == "64"
 
 
 def test_train_words_are_the_settings() -> None:
