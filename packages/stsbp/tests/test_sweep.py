@@ -91,7 +91,7 @@ def identity(**changes: Any) -> StudyIdentity:
 def test_read_variations(name: str, text: Any, expected: object) -> None:
     (variation,) = read_variations([(name, text)]).values()
     assert variation == expected
-    assert {type(x) for x in variation.ends} == {type(x) for x in expected.ends}  # type: ignore[attr-defined]
+    assert {type(x) for x in variation.ends} == {type(x) for x in expected.ends}
 
 
 def test_the_values_of_a_grid() -> None:
@@ -463,10 +463,10 @@ def test_sweep_in_python(stsbp: Call, sweep: Call, tmp_path: Path, monkeypatch: 
         (("digits", {"tau_m": 4}), "give a range such as '4:16:log' or a list of values"),
     ):
         with pytest.raises(ConfigError, match=re.escape(message)):
-            package.sweep(*arguments)  # type: ignore[arg-type]
+            package.sweep(*arguments)
     for wrong in ({"trials": 0}, {"jobs": 1.5}, {"heartbeat": 0}, {"sampler": "best"}, {"pruner": 1}):
         with pytest.raises(ConfigError, match=next(iter(wrong))):
-            package.sweep("digits", {"threshold": [0.5, 1.0]}, out="q", **wrong)  # type: ignore[arg-type]
+            package.sweep("digits", {"threshold": [0.5, 1.0]}, out="q", **wrong)
     with pytest.raises(FileError, match=r"nowhere has no study\.db"):
         package.load_sweep("nowhere")
 
