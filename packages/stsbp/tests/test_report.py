@@ -529,9 +529,7 @@ def test_compare_writes_csv_sorted_and_short(
     assert [row["run"] for row in package.compare(["b", "a"], sort="tau_m")] == ["b", "a"]
     unknown = stsbp("compare", "a", "b", "--sort", "test.acuracy")
     assert unknown.exit_code == 1
-    assert (
-        "there is no such column (did you mean test.accuracy?); known: run, dataset, lr," in unknown.stderr
-    )
+    assert "there is no such column (did you mean test.accuracy?); known: run, dataset, lr," in unknown.stderr
     assert "--reverse is the order of --sort" in stsbp("compare", "a", "--reverse").stderr
     assert "leave --csv and --short out" in stsbp("compare", "a", "--json", "--csv").stderr
     with pytest.raises(ConfigError, match="sort is the name of a column"):

@@ -262,8 +262,8 @@ class OpenTrial:
             for name, value in attributes.items():
                 self._trial.set_user_attr(name, value)
             self._study.study.tell(self._trial, values, state)
-        except (optuna.exceptions.UpdateFinishedTrialError, ValueError):
-            # `tell` raises a ValueError if the trial is no longer running.
+        except (RuntimeError, ValueError):
+            # `tell` raises a `ValueError` if the trial is no longer running, and the storage a `RuntimeError`.
             if self._study.storage.get_trial(self._trial._trial_id).state == TrialState.RUNNING:
                 raise
             return False
@@ -388,7 +388,7 @@ class Study:
             began = trial.datetime_start
             age = None if began is None else (datetime.now() - began).total_seconds()
             if "worker" not in trial.user_attrs and age is not None and age > heartbeat.grace:
-                with contextlib.suppress(optuna.exceptions.UpdateFinishedTrialError):
+                with contextlib.suppress(RuntimeError):
                     if self.storage.set_trial_state_values(trial._trial_id, state=TrialState.FAIL):
                         _retry(self.study, trial)
 
