@@ -372,6 +372,24 @@ def test_trials_without_a_heartbeat_are_tried_again_elsewhere(tmp_path: Path) ->
         assert [trial.number for trial in second.own_running("first", alone=False)] == []
 
 
+def test_workers_that_begin_together_make_one_study(tmp_path: Path) -> None:
+    """Each makes the tables of the database and the study, unless another one has made them."""
+    url = f"sqlite:///{tmp_path}/shared.db"
+    code = (
+        "import sys, time; sys.path.insert(0, sys.argv[1]); from test_sweep import *\n"
+        "while not Path(sys.argv[3]).exists(): time.sleep(0.001)\n"
+        "with quiet(): print(Study.join(open_storage(sys.argv[2], Path(), Heartbeat()), 's', identity()).identity.id)"
+    )
+    command = [sys.executable, "-c", code, str(Path(__file__).parent), url, str(tmp_path / "go")]
+    workers = [subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for _ in range(3)]
+    # They wait for each other, after all imports.
+    time.sleep(8)
+    (tmp_path / "go").touch()
+    outputs = [worker.communicate(timeout=120) for worker in workers]
+    assert [worker.returncode for worker in workers] == [0, 0, 0], outputs
+    assert len({out for out, _ in outputs}) == 1
+
+
 def test_values_are_tried_again_only_a_few_times(tmp_path: Path) -> None:
     with quiet():
         study = Study.join(open_storage(None, tmp_path, Heartbeat()), "s", identity())

@@ -101,13 +101,8 @@ def open_storage(storage: str | None, folder: Path, heartbeat: Heartbeat, *, mak
             sqlalchemy.engine.make_url(url)
         # Other processes may be writing.
         connect = {"connect_args": {"timeout": 60}} if url.startswith("sqlite") else None
-        return RDBStorage(
-            url,
-            engine_kwargs=connect,
-            heartbeat_interval=heartbeat.interval,
-            grace_period=heartbeat.grace,
-            **of_stale_trials,
-        )
+        beats = {"heartbeat_interval": heartbeat.interval, "grace_period": heartbeat.grace}
+        return _database(url, {"engine_kwargs": connect, **beats, **of_stale_trials})
     except ImportError as error:
         raise ConfigError(f"--storage needs a module for its database: {error}".splitlines()[0]) from error
     except (sqlalchemy.exc.ArgumentError, ValueError) as error:
@@ -117,6 +112,20 @@ def open_storage(storage: str | None, folder: Path, heartbeat: Heartbeat, *, mak
         ) from error
     except (sqlalchemy.exc.SQLAlchemyError, RuntimeError, OSError) as error:
         raise FileError(f"cannot open the storage of the sweep: {error}".splitlines()[0]) from error
+
+
+def _database(url: str, arguments: Mapping[str, Any]) -> RDBStorage:
+    """Open a database, and make its tables if it has none."""
+    end = time.monotonic() + _WAIT
+    while True:
+        try:
+            return RDBStorage(url, **arguments)
+        except sqlalchemy.exc.DBAPIError as error:
+            # Another worker is making the tables at the same time. A server that does not answer is another error.
+            is_made = isinstance(error, sqlalchemy.exc.IntegrityError) or "already exists" in str(error)
+            if not is_made or time.monotonic() > end:
+                raise
+            time.sleep(0.2)
 
 
 def _of_stale_trials() -> str:
