@@ -42,6 +42,7 @@ _BUILT_IN = {
     "smnist": "smnist:ROWS",
     "smnist-pixels": "smnist:PIXELS",
     "fsdd": "fsdd:FSDD",
+    "fsdd-timing": "fsdd_timing:FSDD_TIMING",
     "shd": "tonic_sets:SHD",
     "ssc": "tonic_sets:SSC",
     "dvs-gesture": "tonic_sets:GESTURE",
@@ -53,6 +54,8 @@ _BUILT_IN = {
     "patterns-image": "patterns:LETTERS",
     "motor": "motor:MOTOR",
     "mackey-glass": "mackey_glass:MACKEY_GLASS",
+    "yinyang": "yinyang:YINYANG",
+    "randman": "randman:RANDMAN",
     "events": "events:EVENTS",
     "sequences": "sequences:SEQUENCES",
 }
