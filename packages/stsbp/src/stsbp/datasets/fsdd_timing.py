@@ -2,9 +2,9 @@
 
 The spikes are those of `fsdd` (fsdd.py, cochlea.py). For each recording and each neuron, `K` spikes replace its spikes:
 those at the quantiles `(2 k + 1) / (2 K)` of its spikes in time, `k` from 0 to `K - 1`. If two of them are the same
-step, the later one moves to the next free step. A neuron that did not spike at all spikes at these quantiles of the
-whole time. So every neuron has `K` spikes in every sample: counts of spikes, of a neuron or of all of them, are the same
-for all samples. After the idea of arXiv 2507.16043: data sets without information in their rates.
+step, the later one moves to the next free step. A neuron without spikes gets its `K` spikes at these quantiles of the
+whole time. So every neuron has `K` spikes in every sample, and counts of spikes are the same for all samples. After the
+idea of arXiv 2507.16043: data sets without information in their rates.
 """
 
 from __future__ import annotations
