@@ -127,7 +127,8 @@ def is_done(file: Path, words: Sequence[str]) -> bool:
         return False
     document = json.loads(file.read_text())
     trained = {result["seed"] for result in document["seeds"]}
-    return document["command"][1:] == list(words[1:]) and trained == set(document["asked"])
+    typed = list(words[words.index("--backend") :])
+    return document["command"][-len(typed) :] == typed and trained == set(document["asked"])
 
 
 def row_of(pair: Pair, parameters: int, document: dict[str, Any]) -> dict[str, Any]:
@@ -186,7 +187,7 @@ def main(words: Sequence[str]) -> None:
     if any(WIDTH in net for net in arguments.nets) != (arguments.parameters > 0):
         parser.error(f"--parameters P chooses {WIDTH} in --nets: give both or neither")
     data_dir = options[options.index("--data-dir") + 1] if "--data-dir" in options[:-1] else ""
-    command = ["stsbp", "--backend", arguments.backend, "experiment", arguments.dataset]
+    command = [sys.executable, "-m", "stsbp", "--backend", arguments.backend, "experiment", arguments.dataset]
     command += ["--seeds", str(arguments.seeds), *options]
     try:
         count = counter(arguments.dataset, data_dir)
