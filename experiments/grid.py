@@ -97,10 +97,12 @@ def pairs_of(nets: Sequence[str], neurons: Sequence[str], count: Callable[[Pair]
     pairs = []
     for net in nets:
         for neuron in neurons:
-            width = ""
-            if WIDTH in net:
-                width = str(nearest_width(lambda w, t=net, n=neuron: count(Pair(t.replace(WIDTH, str(w)), n)), wanted))
-            pairs.append(Pair(net.replace(WIDTH, width), neuron))
+
+            def parameters(width: int, net: str = net, neuron: str = neuron) -> int:
+                return count(Pair(net.replace(WIDTH, str(width)), neuron))
+
+            width = nearest_width(parameters, wanted) if WIDTH in net else 0
+            pairs.append(Pair(net.replace(WIDTH, str(width)), neuron))
     return pairs
 
 
