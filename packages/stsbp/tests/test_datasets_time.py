@@ -138,6 +138,11 @@ def test_equal_counts_moves_spikes_that_are_equal() -> None:
         equal_counts(spikes, 7)
 
 
+def test_equal_counts_have_the_same_bits_everywhere() -> None:
+    spikes = (uniform(3, Stream.SIMULATION, 60 * 50 * 20) < 0.1).astype(np.uint8).reshape(60, 50, 20)
+    assert _sha256(equal_counts(spikes, 3)) == "29eb54ad1865cf7ca78b21a49f9c697a1bcef4626762a92818826d40d2a35af7"
+
+
 @pytest.fixture
 def digits(tmp_path: Path) -> Path:
     """Ten recordings of each of two digits, one of them higher."""

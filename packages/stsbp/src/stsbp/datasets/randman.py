@@ -7,7 +7,7 @@ range from 0 to 1 over all samples of its class:
     f_i(x) = product over d of  sum over k from 0 to K - 1 of  a (k + 1)^-alpha sin(2 pi (k b x_d + c))
 
 with `a`, `b` and `c` drawn between 0 and 1 for each `i`, `d` and `k`, and `a = 0` for `k = 0`. The larger `alpha`, the
-smoother the manifold. As in the published program, `K = ceil(1000^(1/alpha))`, but at most 100.
+smoother the manifold. `K = ceil(1000^(1/alpha))`, as in the published program, but at most 100 instead of 1,000.
 
 The program of the paper draws other numbers, so its manifolds are other ones. Here, samples have the same bits on every
 machine: `b` and `x_d` are multiples of `2^-16`, and the sine is a table of correctly rounded values.
