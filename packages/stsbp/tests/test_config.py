@@ -282,7 +282,14 @@ def test_settings_that_are_not_utf_8_are_refused(setting: str, value: str) -> No
 def test_digest_changes_with_what_changes_the_result_only() -> None:
     config = resolve([DIGITS])
     other: dict[str, Any] = {"download": True, "skip_malformed": True, "data_dir": "/x", "threads": 1}
-    other |= {"checkpoint_every": 1.0, "tensorboard": True, "memory": "low", "micro_batch": 7, "patience": 3}
+    other |= {
+        "checkpoint_every": 1.0,
+        "tensorboard": True,
+        "track": "wandb",
+        "memory": "low",
+        "micro_batch": 7,
+        "patience": 3,
+    }
     assert set(other) == FREE
     assert config.model_copy(update=other).digest() == config.digest()
     for key, field in RunConfig.model_fields.items():

@@ -59,7 +59,7 @@ OTHERS = {
     "saccades": "all", "stabilise": False, "init_from": "", "init_sha256": "", "schedule": "cosine",
     "optimizer": "adamw", "freeze": "", "rate_penalty": "",
     "precision": "fast", "test": True, "test_on": "", "augment_flip": False, "data_dir": "", "download": False,
-    "skip_malformed": False, "memory": "full", "tensorboard": False,
+    "skip_malformed": False, "memory": "full", "tensorboard": False, "track": "",
 }  # fmt: skip
 
 

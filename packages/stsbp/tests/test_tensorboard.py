@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 from click.testing import Result
-from stsbp.training.tensorboard import scalars
+from stsbp.training.tracking import scalars
 
 
 def test_scalars_of_the_kinds_of_records() -> None:

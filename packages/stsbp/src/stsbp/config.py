@@ -46,10 +46,12 @@ __all__ = [
     "RECORDING_SETTINGS",
     "SECTIONS",
     "SEVERAL",
+    "TRACKERS",
     "RunConfig",
     "SettingsSource",
     "absolute",
     "check_imports",
+    "check_tracked_imports",
     "differences",
     "is_stored",
     "named_preset",
@@ -59,6 +61,7 @@ __all__ = [
     "split_start",
     "to_toml",
     "to_toml_value",
+    "tracker_names",
 ]
 
 
@@ -374,7 +377,14 @@ class RunConfig(BaseModel):
         le=10**9,
         description="Compute this many samples of a batch at a time, to save memory. 0 lets --memory decide.",
     )
-    tensorboard: bool = Field(False, description="Also write TensorBoard files into the run's folder.")
+    tensorboard: bool = Field(
+        False, description="Also write TensorBoard files into the run's folder, as --track tensorboard does."
+    )
+    track: str = Field(
+        "",
+        description="Also show the metrics in another program: tensorboard, wandb, mlflow, or your own as "
+        "module:function. You can give this option several times. none shows them in no other program.",
+    )
     checkpoint_every: float = Field(30.0, ge=0, description="Seconds between checkpoints within an epoch.")
 
     @field_validator(*OWN)
@@ -412,6 +422,11 @@ class RunConfig(BaseModel):
         if not all(names):
             raise ValueError("Input should be names of layers or parameters, separated by commas: 'conv1,conv2'")
         return ",".join(names)
+
+    @field_validator("track")
+    @classmethod
+    def _trackers(cls, text: str) -> str:
+        return ",".join(tracker_names(text))
 
     @field_validator("rate_penalty")
     @classmethod
@@ -506,7 +521,9 @@ def split_start(text: str) -> tuple[Path, Literal["last", "best"]]:
     return Path(text.removesuffix(":last")), "last"
 
 
-SEVERAL: Mapping[str, str] = MappingProxyType({"freeze": "NAME", "rate_penalty": "[LAYER=]TARGET:WEIGHT"})
+SEVERAL: Mapping[str, str] = MappingProxyType(
+    {"freeze": "NAME", "rate_penalty": "[LAYER=]TARGET:WEIGHT", "track": "NAME"}
+)
 """Settings that may have several parts, joined by commas, with the form of a part."""
 
 PATHS = ("dataset", "test_on", "data_dir", "init_from")
@@ -534,7 +551,16 @@ SECTIONS: Mapping[str, tuple[str, ...]] = MappingProxyType(
             *("augment_elastic", "augment_cutout"),
         ),
         "How it runs": (
-            *("test_every", "log_every", "checkpoint_every", "memory", "micro_batch", "tensorboard", "threads"),
+            *(
+                "test_every",
+                "log_every",
+                "checkpoint_every",
+                "memory",
+                "micro_batch",
+                "tensorboard",
+                "track",
+                "threads",
+            ),
         ),
     }
 )
@@ -545,7 +571,7 @@ _ALIASES = {"learning_rate": "lr", "learning-rate": "lr", "optimiser": "optimize
 
 FREE = frozenset(
     {
-        *("data_dir", "download", "skip_malformed", "threads", "memory", "micro_batch", "tensorboard"),
+        *("data_dir", "download", "skip_malformed", "threads", "memory", "micro_batch", "tensorboard", "track"),
         *("checkpoint_every", "patience"),
     }
 )
@@ -568,6 +594,27 @@ _LATER = frozenset(
 )
 """Settings that were added after the first runs. They only count if they are not off, so that older runs can
 continue."""
+
+
+TRACKERS = ("tensorboard", "wandb", "mlflow")
+"""Programs that `track` may name."""
+_FUNCTION = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*")
+
+
+def tracker_names(text: str) -> tuple[str, ...]:
+    """The trackers that the setting `track` names, each once.
+
+    Raises:
+        ValueError: a part is neither one of `TRACKERS` nor `module:function`.
+    """
+    names = tuple(dict.fromkeys(name.strip() for name in text.split(","))) if text.strip() not in ("", "none") else ()
+    for name in names:
+        if name not in TRACKERS and not _FUNCTION.fullmatch(name):
+            raise ValueError(
+                f"Input should be {', '.join(TRACKERS)}, none, or a function as module:function; several are separated "
+                f"by commas{did_you_mean(name, TRACKERS)}"
+            )
+    return names
 
 
 class SettingsSource(NamedTuple):
@@ -748,6 +795,27 @@ def check_imports(config: RunConfig, sources: Sequence[SettingsSource]) -> None:
             f"{source.name}: {setting} = {to_toml_value(class_name)} names a class of the module {module}. "
             "stsbp does not import modules that only a file of settings names, because an import runs the code of the "
             f"module. If you trust {module}, name the class in the option {flag}, or add --allow-imports"
+        )
+
+
+def check_tracked_imports(config: RunConfig, sources: Sequence[SettingsSource]) -> None:
+    """Refuse a tracker of the user that only a file of settings names, because its module would be imported.
+
+    Args:
+        config: the settings of a run.
+        sources: settings that were given for this start. Those that the run has stored are not among them.
+
+    Raises:
+        ConfigError: no option names it. The message says how to allow it.
+    """
+    functions = [name for name in tracker_names(config.track) if name not in TRACKERS]
+    source = next((source for source in reversed(sources) if "track" in source.values), None)
+    if functions and (source is None or source.is_file):
+        raise ConfigError(
+            f"{'the run' if source is None else source.name}: track names the function {shown(functions[0])}. stsbp "
+            "does not import modules that only a file of settings names, because an import runs the code of the "
+            f"module. If you trust it, give --track {config.track}, or add --allow-imports. To go on without trackers, "
+            "give --track none"
         )
 
 

@@ -33,6 +33,7 @@ __all__ = [
     "SweepMark",
     "TrialFigures",
     "TrialMark",
+    "TrackingRecord",
     "digest_of",
     "metrics_line",
     "parse",
@@ -385,6 +386,12 @@ class Start(Record):
     platform: str | None = None
     processors: Count | None = None
     command: Annotated[list[str], Field(min_length=1)] | None = None
+
+
+class TrackingRecord(Record):
+    """`tracking.json`: by what trackers find a run again."""
+
+    identity: Annotated[str, Field(pattern="^[0-9a-f]{16}$")]
 
 
 class Seed(Record):

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from stsbp.api.run import Run
     from stsbp.api.sweep import Sweep
     from stsbp.config import RunConfig
+    from stsbp.training.tracking import OpenTracker
 
 __all__ = ["compare", "load_run", "load_sweep", "save_run", "sweep", "train"]
 
@@ -34,6 +35,7 @@ def train(
     device: str | None = None,
     progress: ProgressArgument = True,
     stop_after: float | None = None,
+    track: str | OpenTracker | Sequence[str | OpenTracker] | None = None,
     allow_imports: bool = False,
     **settings: Any,
 ) -> Run:
@@ -60,7 +62,11 @@ def train(
             warn through the module `warnings`. A function receives a `stsbp.api.progress.Progress` after every update.
             If it raises an error, the state is saved, and the error is raised.
         stop_after: number of minutes after which the training stops. The run is returned unfinished.
-        allow_imports: import the modules of classes that the file of `config` names. Only for files that you trust.
+        track: other programs that show the records: `"tensorboard"`, `"wandb"`, `"mlflow"`, `"module:function"`, a
+            function that opens a tracker (docs/trackers.md), or several of these. Functions are not stored with the
+            run; give them again to continue it. None: those of the run to continue, or of `config`.
+        allow_imports: import the modules of classes and functions that the file of `config` or the run to continue
+            names. Only for files that you trust.
         settings: every setting of the command line by its name: `epochs=3`, `batch_size=20`, `test=False`.
 
     Returns:
@@ -87,6 +93,7 @@ def train(
         device=device,
         progress=progress,
         stop_after=stop_after,
+        track=track,
         allow_imports=allow_imports,
     )
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -28,6 +28,7 @@ from stsbp.training.execute import Caller, execute
 from stsbp.training.loop import TIME_IS_UP, Stopped, StopRequest, stop_on_signals
 from stsbp.training.plan import SAME, RunPlan, check_resume, plan_run, settings_sources
 from stsbp.training.run_folder import RunFolder
+from stsbp.training.tracking import OpenTracker
 
 __all__ = ["train_network"]
 
@@ -46,6 +47,7 @@ def train_network(
     device: str | None,
     progress: ProgressArgument,
     stop_after: float | None,
+    track: str | OpenTracker | Sequence[str | OpenTracker] | None,
     allow_imports: bool,
 ) -> Run:
     """As `stsbp.train`."""
@@ -53,7 +55,8 @@ def train_network(
         _check_alone()
         overwrite, allow_imports = flag("overwrite", overwrite), flag("allow_imports", allow_imports)
         given = None if data is None or isinstance(data, str) else given_data(data)
-        typed = _typed(data, network, given, settings)
+        names, trackers = _tracked(track)
+        typed = _typed(data, network, given, {**settings, **names})
         path, again = None if out is None else path_of("out", out), _resumed(resume, out)
         check_resume(again, overwrite=overwrite)
         sources = _sources(typed, preset, config)
@@ -65,10 +68,11 @@ def train_network(
             given.check_axes([settings.get("steps"), *(source.values.get("steps") for source in sources[:-1])])
         engine, stopping = opened(backend, device), Stopping()
         caller = Caller(
-            [_call(data, network, settings, preset, plan)],
+            [_call(data, network, {**settings, **names}, preset, plan)],
             _again,
             partial(_stopping, deadline, stopping, plan.config.threads),
             network if isinstance(network, NetworkSpec) else None,
+            trackers,
         )
         with limited_threads(plan.config.threads), _interrupts(plan, stopping):
             execute(
@@ -112,6 +116,23 @@ def _typed(data: Any, network: Any, given: GivenData | None, settings: Mapping[s
     elif data is not None:
         typed["dataset"] = data
     return typed
+
+
+def _tracked(track: Any) -> tuple[dict[str, str], tuple[OpenTracker, ...]]:
+    """The setting `track`, if names were given, and the functions that open trackers.
+
+    Raises:
+        ConfigError: a part is neither a name nor a function.
+    """
+    if track is None:
+        return {}, ()
+    parts = list(track) if isinstance(track, (list, tuple)) else [track]
+    names = [part for part in parts if isinstance(part, str)]
+    functions = tuple(part for part in parts if not isinstance(part, str))
+    for function in functions:
+        if not callable(function):
+            raise ConfigError(f"track is names of trackers, or functions that open one, got {shown(function)}")
+    return {"track": ",".join(names)} if names or not functions else {}, functions
 
 
 def _resumed(resume: object, out: object) -> str | None:

@@ -41,7 +41,7 @@ from stsbp.training.loop import Stopped, first_state, stop_on_signals
 from stsbp.training.overlap import warn_of_borrowed_tests, warn_of_other_settings, warn_of_trained_tests
 from stsbp.training.progress import PlainReporter, group_reporter
 from stsbp.training.run_folder import RunFolder
-from stsbp.training.tensorboard import require
+from stsbp.training.trackers import require_trackers
 
 __all__ = ["command"]
 
@@ -113,8 +113,7 @@ def command(
     config = pinned(config)
     check_typed(config, given_options)
     path = out or _default_folder(name)
-    if config.tensorboard:
-        require()
+    require_trackers(config)
     if jobs > 1:
         # Each seed has its own processes. This process only measures the trained networks.
         side_by_side = SideBySide(jobs, options.words, processes, rank_timeout, PlainReporter(sys.stderr).note)

@@ -64,7 +64,8 @@ class _LossType(Choice):
 allow_imports = click.option(
     "--allow-imports",
     is_flag=True,
-    help="Import the modules of classes that the file of --config names. Use this only for a file that you trust.",
+    help="Import the modules of classes and trackers that the file of --config or the run to continue names. Use this "
+    "only for a file that you trust.",
 )
 """Option of the commands that have `--config`."""
 

@@ -76,6 +76,8 @@ class SideBySide:
         file.write_text(to_toml(config), encoding="utf-8")
         several = [] if self.processes is None else ["--processes", str(self.processes)]
         timeout = ["--rank-timeout", str(self.rank_timeout)]
-        train = ["train", "--config", str(file), "--out", str(path), *several, *timeout, "--resume"]
+        # A function of the user that only the file names would not be imported.
+        track = ["--track", config.track] if config.track else []
+        train = ["train", "--config", str(file), "--out", str(path), *track, *several, *timeout, "--resume"]
         threads_each = config.threads or max(1, thread_count() // self.jobs)
         return Job(f"seed {config.seed}", [*self.options, *train], threads_each, self.print_line)

@@ -29,6 +29,7 @@ from stsbp.training.overlap import warn_of_borrowed_tests, warn_of_other_setting
 from stsbp.training.plan import RunPlan, content_of, typed_settings
 from stsbp.training.progress import Reporter
 from stsbp.training.run_folder import RunFolder
+from stsbp.training.tracking import OpenTracker
 
 __all__ = ["Caller", "execute"]
 
@@ -42,12 +43,14 @@ class Caller:
         again: returns the command that continues the run in a folder.
         stopping: makes the context in which a stop can be requested.
         network: the network, if it was given as an object: the data must be those that it reads.
+        trackers: functions that open trackers beside those that the settings name.
     """
 
     command: Sequence[str]
     again: Callable[[RunFolder], str]
     stopping: Callable[[], AbstractContextManager[StopRequest]]
     network: NetworkSpec | None = None
+    trackers: Sequence[OpenTracker] = ()
 
 
 def execute(
@@ -109,7 +112,7 @@ def execute(
             if group.leads:
                 saved = _begin(plan, task, data, reporter, caller.command, overwrite=overwrite)
             group.advise(f"; the last checkpoint is untouched. Continue with: {caller.again(folder)}")
-            return train(task, data, folder, reporter, stop, saved, first), task
+            return train(task, data, folder, reporter, stop, saved, first, caller.trackers), task
     finally:
         reporter.close()
 

@@ -14,7 +14,7 @@ import os
 import shlex
 import signal
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -47,9 +47,10 @@ from stsbp.training.metrics import MetricsFile, Sums, Workload, check_records, r
 from stsbp.training.prefetch import prefetched
 from stsbp.training.progress import Course, Reporter
 from stsbp.training.run_folder import RunFolder
-from stsbp.training.tensorboard import TensorBoard
 from stsbp.training.timing import Measuring
 from stsbp.training.timing_text import chance_f1
+from stsbp.training.trackers import open_trackers
+from stsbp.training.tracking import OpenTracker
 
 __all__ = [
     "TIME_IS_UP",
@@ -221,10 +222,12 @@ def train(
     stop: StopRequest,
     resume: Checkpoint | None = None,
     first: TrainState | None = None,
+    trackers: Sequence[OpenTracker] = (),
 ) -> Outcome:
     """Train to the end, from the beginning or from a checkpoint.
 
-    `first` is the state before the first update, if it was made before (`first_state`).
+    `first` is the state before the first update, if it was made before (`first_state`). `trackers` are functions that
+    open trackers beside those that the settings name.
 
     With several processes (`Task.group`), rank 0 has the folder and the checkpoint, and sends the others what they
     need.
@@ -236,7 +239,7 @@ def train(
         CheckpointError: the checkpoint does not belong to this run.
     """
     loop_class = _TrainingLoop if task.group.leads else _Follower
-    return loop_class(task, data, folder, reporter, stop, resume, first).run()
+    return loop_class(task, data, folder, reporter, stop, resume, first, trackers).run()
 
 
 def first_state(task: Task, data: Data) -> TrainState:
@@ -296,7 +299,7 @@ def begin_with(first: TrainState, task: Task, data: Data, folder: RunFolder, rep
     Raises:
         FileError: it could not be written.
     """
-    loop = _TrainingLoop(task, data, folder, reporter, StopRequest(), None, first)
+    loop = _TrainingLoop(task, data, folder, reporter, StopRequest(), None, first, None)
     try:
         loop.save()
     finally:
@@ -313,7 +316,9 @@ class _TrainingLoop:
         stop: StopRequest,
         resume: Checkpoint | None,
         first: TrainState | None = None,
+        trackers: Sequence[OpenTracker] | None = (),
     ) -> None:
+        self.trackers_of_caller = trackers
         self.task, self.data, self.folder, self.reporter, self.stop = task, data, folder, reporter, stop
         self.config = task.config
         self.batches = updates_per_epoch(self.config, len(data.train))
@@ -375,24 +380,33 @@ class _TrainingLoop:
         folder, reporter = self.folder, self.reporter
         self.metrics = MetricsFile(folder.files, kept_bytes)
         self.settings = folder.settings()
-        self.board = None
-        if self.config.tensorboard:
-            self.board = TensorBoard(folder.files, read_records(folder.path, self.config, reporter.warn))
-        elif self.metrics.has_lost_lines:
+        was_read = False
+
+        def read() -> list[dict[str, Any]]:
+            nonlocal was_read
+            was_read = True
+            return read_records(folder.path, self.config, reporter.warn)
+
+        self.trackers = (
+            None
+            if self.trackers_of_caller is None
+            else open_trackers(folder.files, self.config, read, self.trackers_of_caller, reporter.warn)
+        )
+        if not was_read and self.metrics.has_lost_lines:
             reporter.warn(f"{folder.metrics} lost lines that were written before the checkpoint")
         return self.metrics.has_lost_lines
 
     def close_records(self) -> None:
         """Close the files of metrics."""
         self.metrics.close()
-        if self.board is not None:
-            self.board.close()
+        if self.trackers is not None:
+            self.trackers.close(finished=self.is_over)
 
     def record(self, line: dict[str, Any]) -> None:
         """Write a line of metrics."""
         self.metrics.write(line)
-        if self.board is not None:
-            self.board.write(line)
+        if self.trackers is not None:
+            self.trackers.write(line)
 
     def warn_of_changes(self, saved: records.ProgressRecord) -> None:
         """Print why a resumed run may not end with the same bits as an uninterrupted one."""

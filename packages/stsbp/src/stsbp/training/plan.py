@@ -17,6 +17,7 @@ from stsbp.config import (
     SettingsSource,
     absolute,
     check_imports,
+    check_tracked_imports,
     differences,
     named_preset,
     read_toml,
@@ -32,7 +33,7 @@ from stsbp.training.build import check_patience, check_typed
 from stsbp.training.checkpoint import Checkpoint
 from stsbp.training.initial import pinned
 from stsbp.training.run_folder import RunFolder
-from stsbp.training.tensorboard import require
+from stsbp.training.trackers import require_trackers
 
 __all__ = ["SAME", "RunPlan", "check_resume", "content_of", "plan_run", "settings_sources", "shared", "typed_settings"]
 
@@ -112,6 +113,8 @@ def plan_run(
         config = pinned(absolute(config))
         check_typed(config, sources[-1].values)
         folder = folder or RunFolder(out or _new_folder(config.dataset))
+    if not allow_imports:
+        check_tracked_imports(config, sources)
     if show_config:
         return RunPlan(config, folder)
     if saved is None and not folder.is_free:
@@ -128,8 +131,7 @@ def plan_run(
     if overwrite and config.init_from and real(split_start(config.init_from)[0]) == real(folder.path):
         raise ConfigError(f"--overwrite would remove the run that --init-from {config.init_from!r} begins with")
     check_patience(config)
-    if config.tensorboard:
-        require()
+    require_trackers(config)
     earlier_content, exists = content_of(folder), folder.path.exists()
     folder.check_writable()
     return RunPlan(config, folder, saved, saved is not None, exists, earlier_content)

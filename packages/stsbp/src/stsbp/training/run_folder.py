@@ -7,6 +7,7 @@ energy.json          the energy of the last `stsbp evaluate --energy` (energy/st
 last.json, last-*.safetensors, best.json, best-*.safetensors    checkpoints (checkpoint.py)
 study.json           the trial of a sweep that the run is (sweeps/worker.py)
 events.out.tfevents.*    the records for TensorBoard, if they are requested (tensorboard.py)
+tracking.json        identity of a tracked run (trackers.py)
 .lock                locked by the process that trains
 """
 
@@ -47,7 +48,7 @@ _PACKAGES = (
     *("stsbp", "stsbp-spec", "stsbp-cpu", "stsbp-torch", "stsbp-cupy", "stsbp-jax", "numpy", "safetensors"),
     *("torch", "numba", "triton", "jax", "jaxlib", "cupy-cuda12x", "cupy-cuda13x"),
 )
-_FIXED = r"config\.toml|environment\.json|metrics\.jsonl|energy\.json|study\.json|(last|best)\.json"
+_FIXED = r"config\.toml|environment\.json|metrics\.jsonl|energy\.json|tracking\.json|study\.json|(last|best)\.json"
 """Names that other programs use as well, as a regular expression."""
 _MARKING = re.compile(rf"(last|best){TENSOR_FILE}")
 """Names that only a run gives."""

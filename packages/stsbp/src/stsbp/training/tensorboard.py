@@ -12,32 +12,19 @@ import os
 import re
 import socket
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from stsbp.errors import ConfigError, FileError
 from stsbp.files import OpenFolder
+from stsbp.training.tracking import point_of, scalars
 
-__all__ = ["EVENT_FILE", "TensorBoard", "require", "scalars"]
+__all__ = ["EVENT_FILE", "TensorBoard", "require"]
 
 EVENT_FILE = r"events\.out\.tfevents\.[0-9]{10,}\..+\.[0-9]+\.0"
 """The name of an event file, as a regular expression."""
-
-_NOT_SHOWN = ("kind", "step", "split", "samples", "grids", "tolerance", "measures")
-
-
-def scalars(record: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
-    """Tags and values of one line of `metrics.jsonl`: `train/loss`, `test/accuracy`, `train/rates/conv1`, ..."""
-    # Lines of updates and of epochs have the same measures. Those of epochs are means over more samples.
-    group = {"step": "train", "epoch": "epoch"}.get(record["kind"], record.get("split", record["kind"]))
-    for name, value in record.items():
-        if name in _NOT_SHOWN or (name == "epoch" and record["kind"] != "step"):
-            continue
-        for tag, number in value.items() if isinstance(value, dict) else (("", value),):
-            if isinstance(number, int | float):
-                yield "/".join(part for part in (group, name, tag) if part), float(number)
 
 
 class _TensorBoardParts(NamedTuple):
@@ -62,7 +49,7 @@ def require() -> _TensorBoardParts:
         from tensorboard.util.tensor_util import make_tensor_proto
     except ImportError as error:
         raise ConfigError(
-            f'--tensorboard needs the library tensorboard ({error}): pip install "stsbp[tensorboard]"'
+            f'--track tensorboard needs the library tensorboard ({error}): pip install "stsbp[tensorboard]"'
         ) from error
     plugin = summary_pb2.SummaryMetadata.PluginData(plugin_name="scalars")
     metadata = summary_pb2.SummaryMetadata(plugin_data=plugin, data_class=summary_pb2.DataClass.DATA_CLASS_SCALAR)
@@ -83,7 +70,7 @@ class TensorBoard:
         FileError: the folder cannot be written.
     """
 
-    def __init__(self, folder: OpenFolder, records: list[dict[str, Any]]) -> None:
+    def __init__(self, folder: OpenFolder, records: Sequence[Mapping[str, Any]]) -> None:
         self._library = require()
         self._folder = folder
         name = f"events.out.tfevents.{time.time():010.0f}.{socket.gethostname()}.{os.getpid()}.0"
@@ -102,7 +89,7 @@ class TensorBoard:
     def write(self, record: Mapping[str, Any]) -> None:
         """Add a line of `metrics.jsonl`."""
         self._folder.check()
-        event = self._library.event(wall_time=time.time(), step=record["step"])
+        event = self._library.event(wall_time=time.time(), step=point_of(record))
         for tag, value in scalars(record):
             tensor = self._library.tensor(np.float32(value))
             event.summary.value.add(tag=tag, tensor=tensor, metadata=self._library.metadata)
@@ -114,7 +101,7 @@ class TensorBoard:
         self._writer.write(event.SerializeToString())
         self._writer.flush()
 
-    def close(self) -> None:
-        """Write everything to the disk."""
+    def close(self, *, finished: bool = True) -> None:
+        """Write everything to the disk, whether or not the run is finished."""
         with contextlib.suppress(OSError):
             self._writer.close()
