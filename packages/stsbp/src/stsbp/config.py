@@ -814,8 +814,8 @@ def check_tracked_imports(config: RunConfig, sources: Sequence[SettingsSource]) 
         raise ConfigError(
             f"{'the run' if source is None else source.name}: track names the function {shown(functions[0])}. stsbp "
             "does not import modules that only a file of settings names, because an import runs the code of the "
-            f"module. If you trust it, give --track {config.track!r}, or add --allow-imports. To go on without trackers, "
-            "give --track none"
+            f"module. If you trust it, give --track {config.track!r}, or add --allow-imports. To go on without "
+            "trackers, give --track none"
         )
 
 
