@@ -13,11 +13,13 @@ gradients.
 
 from __future__ import annotations
 
+import importlib
 import math
+import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import fields, replace
 from types import EllipsisType
-from typing import Any, NamedTuple, NoReturn, TypeAlias
+from typing import Any, NamedTuple, NoReturn, Self, TypeAlias
 
 import numpy as np
 import torch
@@ -1090,6 +1092,31 @@ class Network(torch.nn.Module):
             name = self._add(torch_segment, tensors)
             outputs = tuple(zip(segment.outputs, torch_segment.copies, strict=True))
             self._walk.append((name, torch_segment.reads, outputs, segment.population))
+
+    @classmethod
+    def from_pretrained(
+        cls, reference: str | os.PathLike[str], *, seed: int = 0, precision: Precision = "fast"
+    ) -> Self:
+        """The network of a folder that `stsbp export --to hub` wrote, or of a repository of the Hugging Face Hub.
+
+        The package `stsbp` reads and checks the files.
+
+        Args:
+            reference: the folder, or `hub:OWNER/NAME@COMMIT`, where COMMIT is a hash of 40 hexadecimal digits.
+            seed: seed of the dropout masks.
+            precision: precision of the backward pass.
+
+        Raises:
+            SpecError: the package `stsbp` is not installed.
+            StsbpError: as `stsbp.load_hub`.
+        """
+        try:
+            # This package needs only the spec. Untrusted files are read in one place, by the package stsbp.
+            reader = importlib.import_module("stsbp.api.hub")
+        except ModuleNotFoundError as error:
+            raise SpecError(f'from_pretrained needs the package stsbp ({error}): pip install "stsbp[hub]"') from error
+        spec, weights = reader.network_and_weights(reference)
+        return cls(spec, seed=seed, precision=precision, weights=weights)
 
     def _add(self, torch_segment: TorchSegment, tensors: Mapping[str, torch.Tensor]) -> str:
         """Add the module of a segment; returns its name."""

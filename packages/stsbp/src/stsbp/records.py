@@ -21,6 +21,7 @@ __all__ = [
     "CheckpointRecord",
     "Description",
     "Figures",
+    "HubRecord",
     "InputsRecord",
     "Manifest",
     "ProgressRecord",
@@ -386,6 +387,19 @@ class Start(Record):
     platform: str | None = None
     processors: Count | None = None
     command: Annotated[list[str], Field(min_length=1)] | None = None
+
+
+class HubRecord(Record):
+    """`config.json` in a folder for the Hub (`stsbp.hub.folder`)."""
+
+    sha256: Digest
+    contract: Count
+    step: Place
+    epoch: Place
+    samples: Count | None
+    contents: dict[str, str]
+    inputs: InputsRecord
+    settings: dict[str, Any]
 
 
 class TrackingRecord(Record):

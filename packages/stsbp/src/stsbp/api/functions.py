@@ -18,8 +18,9 @@ if TYPE_CHECKING:
     from stsbp.api.sweep import Sweep
     from stsbp.config import RunConfig
     from stsbp.training.tracking import OpenTracker
+    from stsbp.training.trained import Trained
 
-__all__ = ["compare", "load_run", "load_sweep", "save_run", "sweep", "train"]
+__all__ = ["compare", "load_hub", "load_run", "load_sweep", "save_run", "sweep", "train"]
 
 
 def train(
@@ -128,6 +129,31 @@ def load_run(
     from stsbp.api.run import read_run
 
     return read_run(run, checkpoint, backend, device, data)
+
+
+def load_hub(
+    reference: str | os.PathLike[str],
+    *,
+    backend: AbstractBackend | str | None = None,
+    device: str | None = None,
+) -> Trained:
+    """Load a network from a folder that `stsbp export --to hub` wrote, or from a repository of the Hugging Face Hub.
+
+        trained = stsbp.load_hub("hub:OWNER/NAME@COMMIT")
+        trained.predict(images).classes
+
+    Args:
+        reference: a folder, or `hub:OWNER/NAME@COMMIT`. The commit is a hash of 40 hexadecimal digits.
+        backend, device: as for `load_run`.
+
+    Raises:
+        ConfigError: the commit is missing, or huggingface_hub is not installed.
+        CheckpointError: the files cannot be downloaded, are damaged, or are not a network of stsbp.
+        BackendError: the backend or the device is not available. The message gives the reason and a remedy.
+    """
+    from stsbp.api.hub import load_network
+
+    return load_network(reference, backend, device)
 
 
 def save_run(

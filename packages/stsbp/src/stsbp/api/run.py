@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -199,8 +200,8 @@ class Run(Trained):
         different in the other program.
 
         Args:
-            form: `c`, `onnx` or `nir`.
-            path: the file to write; for `c`, a folder.
+            form: `c`, `onnx`, `nir` or `hub`.
+            path: the file to write; for `c` and `hub`, a folder.
             options: options of the format, by their names on the command line, for example `states=True`.
 
         Raises:
@@ -209,7 +210,28 @@ class Run(Trained):
         """
         with in_python():
             file = path_of("path", path)
-            return Exported(file, tuple(export(self, self.folder.absolute().name, form, file, options)))
+            return Exported(file, tuple(export(self, self.folder, form, file, options)))
+
+    def push_to_hub(self, repository: str, *, private: bool | None = None, license: str = "") -> str:
+        """Send the network to a repository of the Hugging Face Hub, as the folder that `export("hub", ...)` writes.
+
+        Args:
+            repository: `OWNER/NAME`. It is made if it is missing.
+            private: whether a repository that is made is private; None: as the account says.
+            license: licence of the weights for the model card, such as `apache-2.0`; empty: none is stated.
+
+        Returns:
+            The hash of the commit: `f"hub:{repository}@{commit}"` names the network from then on.
+
+        Raises:
+            ConfigError: huggingface_hub is not installed, or a name has another form.
+            CheckpointError: the Hub refuses it, for example because there is no login.
+        """
+        from stsbp.hub.download import push_folder
+
+        with in_python(), tempfile.TemporaryDirectory(prefix="stsbp-") as path:
+            export(self, self.folder, "hub", Path(path), {"license": license} if license else {})
+            return push_folder(Path(path), repository, private=private)
 
     def _one_of(self, name: str, on: str | None) -> str:
         if on is not None:

@@ -26,9 +26,12 @@ from stsbp.cli.common import (
 from stsbp.cli.energy import energy_table_option
 from stsbp.cli.settings import complete_data_set
 from stsbp.cli.spike_times import Tolerances, spike_times_text
+from stsbp.datasets.registry import named_path
 from stsbp.energy.stored import store_energy
 from stsbp.energy.text import energy_text, neurobench_text
-from stsbp.errors import printable
+from stsbp.errors import ConfigError, printable
+from stsbp.hub.download import is_hub, read_hub
+from stsbp.hub.folder import trained_on
 from stsbp.measures.matching import TOLERANCES, within
 from stsbp.processes.group import join
 from stsbp.threads import limit_threads
@@ -122,6 +125,9 @@ def command(
 ) -> None:
     """Evaluate the network in the folder RUN.
 
+    RUN may also be hub:FOLDER, a folder that `stsbp export --to hub` wrote, or hub:OWNER/NAME@COMMIT, a commit of a
+    repository of the Hugging Face Hub.
+
     The command prints the loss and the spike rates. If labels are classes, the command also prints the confusion
     matrix, and one accuracy for each of two rules that choose the class.
 
@@ -148,8 +154,16 @@ def command(
         neurobench=neurobench,
     )
     folder = RunFolder(run)
-    config = folder.read_config()
+    network = read_hub(str(run)) if is_hub(str(run)) else None
+    if network is not None and checkpoint != "last":
+        raise ConfigError(f"{printable(str(run))} has one checkpoint; leave --checkpoint out")
+    config = folder.read_config() if network is None else network.settings
     request.check(config)
+    if network is not None and on is None and named_path(config.dataset) is not None:
+        raise ConfigError(
+            f"{printable(str(run))} was trained on {printable(config.dataset)}, whose path it does not store; name the "
+            "samples with --on"
+        )
     rendezvous = meeting(processes, rank_timeout, threads or 0)
     # Several processes share the cores that their launcher divided among them.
     limit_threads(config.threads if threads is None and rendezvous is None else threads or 0)
@@ -170,12 +184,15 @@ def command(
         group.compare_settings(
             {**options_of_command, "batch_size": batch_size or config.batch_size, "config": config.digest()}
         )
-        trained = load_trained(folder, checkpoint, backend, group, warn=say_warning)
+        if network is None:
+            trained = load_trained(folder, checkpoint, backend, group, warn=say_warning)
+        else:
+            trained = trained_on(network, backend, group, say_warning)
         group.compare_settings({"sha256": trained.info["sha256"]})
         evaluated = evaluate_run(trained, request, group_reporter(group))
     if not group.leads:
         return
-    if energy and on is None:
+    if energy and on is None and network is None:
         store_energy(folder.path, evaluated.record, trained.info["sha256"], say_warning)
     if as_json:
         click.echo(json.dumps({"run": str(run), "checkpoint": checkpoint, **evaluated.record}))

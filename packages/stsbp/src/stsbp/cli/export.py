@@ -19,7 +19,7 @@ __all__ = ["command"]
 @click.argument("run", type=PathName(path_type=Path))
 @click.option("--to", "form", required=True, type=Choice(list(FORMS)), help="Format to write.")
 @click.option(
-    "--out", required=True, type=PathName(path_type=Path), help="File to write. For --to c, a folder to write."
+    "--out", required=True, type=PathName(path_type=Path), help="File to write. For --to c and --to hub, a folder."
 )
 @checkpoint_option()
 @click.option(
@@ -52,6 +52,7 @@ __all__ = ["command"]
     help="nir: write average pooling over windows of size 2^n as AvgPool2d (mean) or as SumPool2d (sum).  [default: "
     "mean]",
 )
+@click.option("--license", metavar="NAME", help="hub: licence of the weights for the model card, such as apache-2.0.")
 def command(run: Path, form: str, out: Path, checkpoint: str, **options: Any) -> None:
     """Read the trained network from the folder RUN, and write it in a format for other programs.
 
@@ -61,6 +62,7 @@ def command(run: Path, form: str, out: Path, checkpoint: str, **options: Any) ->
     - nir: a graph in the Neuromorphic Intermediate Representation
     - onnx: an ONNX model with standard operators
     - c: a header and a source file in C99, without memory allocation
+    - hub: a folder for the Hugging Face Hub, with weights, settings and a model card
 
     Unless a message says otherwise, the exported network gives the same spikes as stsbp, bit for bit. If a format
     cannot express a part of the network, an error names the part.
@@ -73,5 +75,5 @@ def command(run: Path, form: str, out: Path, checkpoint: str, **options: Any) ->
     from stsbp.training.trained import load_trained
 
     trained = load_trained(RunFolder(run), checkpoint, NumpyBackend(), warn=say_warning)
-    for line in export(trained, run.absolute().name, form, out, given_options):
+    for line in export(trained, run, form, out, given_options):
         say(line)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from stsbp_spec.validation import real, shown
 
 from stsbp.errors import ConfigError, did_you_mean
+from stsbp.hub.license import check_license
 from stsbp.interop.program import About, program
 
 if TYPE_CHECKING:
@@ -21,12 +22,15 @@ FORMS = {
     "nir": "stsbp.interop.nir_file",
     "onnx": "stsbp.interop.onnx_file",
     "c": "stsbp.interop.c_source",
+    "hub": "stsbp.hub.export",
 }
-"""Export formats, with the module whose `write(program, about, out)` writes the file and returns the text to print."""
+"""Export formats, with the module whose `write(program, about, out)` writes the file and returns the text to print.
+That of `hub` stores settings and records too, and has `write_run(trained, folder, out)` instead."""
 
 OPTIONS = {
     **dict.fromkeys(("layers", "states"), "onnx"),
     **dict.fromkeys(("dt", "fold", "threshold_below", "pool"), "nir"),
+    "license": "hub",
 }
 """Options that apply to one format only, with that format. Its `write` takes them as keyword arguments."""
 
@@ -51,18 +55,20 @@ def _check_value(flag: str, name: str, value: object) -> None:
     elif name == "pool":
         if value not in ("mean", "sum"):
             raise ConfigError(f"{flag} is mean or sum, got {shown(value)}")
+    elif name == "license":
+        check_license(value)
     elif not isinstance(value, bool):
         raise ConfigError(f"{flag} is True or False, got {shown(value)}")
 
 
-def export(trained: Trained, name: str, form: str, out: Path, options: dict[str, Any]) -> list[str]:
+def export(trained: Trained, folder: Path, form: str, out: Path, options: dict[str, Any]) -> list[str]:
     """Write the network. Returns lines that say what was written, and what is different in the other program.
 
     Args:
         trained: the network. The backend does not matter.
-        name: name of the run, which the file states.
+        folder: folder of the run, whose name the file states.
         form: a key of `FORMS`.
-        out: the file, or for `c` the folder.
+        out: the file, or for `c` and `hub` the folder.
         options: options of the format (`OPTIONS`).
 
     Raises:
@@ -70,7 +76,11 @@ def export(trained: Trained, name: str, form: str, out: Path, options: dict[str,
         StsbpError: the format cannot express a part of the network, or the file cannot be written.
     """
     check_options(form, options)
-    about = About(name, trained.info["sha256"], trained.settings.steps, trained.names)
+    module, messages = importlib.import_module(FORMS[form]), list[str]()
+    if form == "hub":
+        messages = module.write_run(trained, folder, out, **options)
+        return messages
+    about = About(folder.absolute().name, trained.info["sha256"], trained.settings.steps, trained.names)
     exported = program(trained.network, trained.weights)
-    messages: list[str] = list(importlib.import_module(FORMS[form]).write(exported, about, out, **options))
+    messages = list(module.write(exported, about, out, **options))
     return messages
