@@ -1,9 +1,10 @@
-"""Folders for the Hugging Face Hub: round trips, downloads with huggingface_hub from a local server, hostile folders."""
+"""Folders for the Hugging Face Hub: round trips, downloads from a local server, and hostile folders."""
 
 from __future__ import annotations
 
 import dataclasses
 import hashlib
+import importlib
 import json
 import os
 import pickle
@@ -118,9 +119,11 @@ def test_card_says_task_test_and_licence(exported: Path, tmp_path: Path, records
 
 
 def test_interval_of_wilson() -> None:
-    # The example of the binomial test for 10 of 20 in R: prop.test(10, 20, correct = FALSE).
-    assert wilson_interval(0.5, 20) == pytest.approx((0.299298, 0.700702), abs=1e-6)
-    assert wilson_interval(1.0, 30)[1] == 1.0
+    # At its ends, the normal approximation with the share p of the end just accepts the observed share.
+    for share, samples in ((0.5, 20), (0.9, 30), (0.01, 500)):
+        for p in wilson_interval(share, samples):
+            assert (share - p) ** 2 == pytest.approx(1.959963984540054**2 * p * (1 - p) / samples, rel=1e-9)
+    assert wilson_interval(1.0, 30)[1] == pytest.approx(1.0)
     assert wilson_interval(0.0, 30)[0] == 0.0
 
 
@@ -186,22 +189,17 @@ class _Hub(BaseHTTPRequestHandler):
 @pytest.fixture
 def hub(exported: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[type[_Hub]]:
     """A local server in place of the Hub, with the exported folder and other files as commit COMMIT of `me/net`."""
-    huggingface_hub = pytest.importorskip("huggingface_hub")
+    pytest.importorskip("huggingface_hub")
     files = {path.name: path.read_bytes() for path in exported.iterdir() if path.name != ".lock"}
     files |= {"pytorch_model.bin": pickle.dumps([1]), "modeling.py": b"raise SystemExit"}
     handler = cast("type[_Hub]", type("Handler", (_Hub,), {"files": files, "asked": [], "size": {}}))
     server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     endpoint = f"http://127.0.0.1:{server.server_port}"
-    constants = huggingface_hub.constants
+    constants = importlib.import_module("huggingface_hub.constants")
     monkeypatch.setattr(constants, "ENDPOINT", endpoint)
     monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", endpoint + "/{repo_id}/resolve/{revision}/{filename}")
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(
-        huggingface_hub.file_download,
-        "HUGGINGFACE_CO_URL_TEMPLATE",
-        endpoint + "/{repo_id}/resolve/{revision}/{filename}",
-    )
     yield handler
     server.shutdown()
     server.server_close()

@@ -76,11 +76,9 @@ def export(trained: Trained, folder: Path, form: str, out: Path, options: dict[s
         StsbpError: the format cannot express a part of the network, or the file cannot be written.
     """
     check_options(form, options)
-    module, messages = importlib.import_module(FORMS[form]), list[str]()
+    module = importlib.import_module(FORMS[form])
     if form == "hub":
-        messages = module.write_run(trained, folder, out, **options)
-        return messages
+        return list(module.write_run(trained, folder, out, **options))
     about = About(folder.absolute().name, trained.info["sha256"], trained.settings.steps, trained.names)
     exported = program(trained.network, trained.weights)
-    messages = list(module.write(exported, about, out, **options))
-    return messages
+    return list(module.write(exported, about, out, **options))
