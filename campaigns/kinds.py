@@ -64,6 +64,7 @@ from campaigns.calls import Complaint
 from campaigns.cases import Case, Kind
 from campaigns.data_files import DATA_FILES
 from campaigns.graphs import Graphs
+from campaigns.hub_files import HUB_FILES
 from campaigns.mutate import NUMBERS, TEXTS, mutated_bytes, mutated_json, mutated_text, number_text
 from campaigns.small_files import SMALL_FILES
 from campaigns.worlds import PICTURES, RASTERS, RECORDINGS, World, recording
@@ -1235,11 +1236,11 @@ KINDS: dict[str, Kind] = {
     kind.name: kind
     for kind in (
         *(Events(), Notation(), Models(), Toml(), Arrays(), Images(), Graphs(), Checkpoints(), Options()),
-        *(*SMALL_FILES, *DATA_FILES, Operations()),
+        *(*SMALL_FILES, *HUB_FILES, *DATA_FILES, Operations()),
     )
 }
 
 GROUPS: dict[str, tuple[str, ...]] = {
-    "small": (*(kind.name for kind in SMALL_FILES), "operations", "graphs", "models"),
+    "small": (*(kind.name for kind in (*SMALL_FILES, *HUB_FILES)), "operations", "graphs", "models"),
 }
 """Names for several kinds: `small` are small files with large harm."""

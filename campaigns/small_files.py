@@ -615,7 +615,9 @@ class Imports(Kind):
     name, weight = "imports", 0.12
 
     def make(self, rng: random.Random, world: World) -> Case:
-        setting = rng.choice(("neuron", "loss", "surrogate", "dataset", "test_on", "net", "init_from", "neuron_model"))
+        setting = rng.choice(
+            ("neuron", "loss", "surrogate", "dataset", "test_on", "net", "init_from", "neuron_model", "track")
+        )
         named = rng.choice(
             (
                 *(
@@ -860,7 +862,13 @@ class Exports(Kind):
         # A folder that the user names outside of the world is written, as it should be.
         leaves = name.startswith("/") or ".." in name.split("/")
         out = f"exported-{run}" if leaves or rng.random() < 0.5 else name
-        arguments = ("export", f"runs/{folder}", "--to", rng.choice(("c", "c", "c", "onnx", "nir")), f"--out={out}")
+        arguments = (
+            "export",
+            f"runs/{folder}",
+            "--to",
+            rng.choice(("c", "c", "c", "onnx", "nir", "hub")),
+            f"--out={out}",
+        )
         return Case(
             self.name,
             arguments=(*_NUMPY, *arguments),
