@@ -315,6 +315,8 @@ def _settings(**changes: Any) -> Callable[[dict[str, Any]], object]:
         (lambda values: values["inputs"].update(shape=[10**8, 10**8]), "inputs"),
         (lambda values: values["inputs"].update(classes=["a"]), "the weights do not fit the network"),
         (_settings(unknown=1), "unknown setting 'unknown'"),
+        (_settings(**{"\udcff": []}), "unknown setting"),
+        (_settings(loss="\udcff"), "loss"),
         (_settings(lr="fast"), "lr"),
         (_settings(net="13"), "the weights do not fit the network"),
         (_settings(net="/etc/passwd.toml"), "net names a file"),

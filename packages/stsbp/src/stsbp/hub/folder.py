@@ -244,6 +244,9 @@ def _settings(record: records.HubRecord, name: str) -> RunConfig:
         CheckpointError: a setting is unknown or outside its domain, is a path, or names a class that is not stored.
     """
     values = record.settings
+    # Checked here, because pydantic does not name a key that is not valid Unicode, which JSON may have.
+    if unknown := [key for key in values if key not in RunConfig.model_fields]:
+        raise CheckpointError(f"{name}: the settings cannot be used: unknown setting {shown(unknown[0])}")
     try:
         net = values.get("net")
         # A name of a file would be read.
