@@ -22,7 +22,7 @@ __all__ = ["NAMES", "NUMPY", "ArrayArithmetic", "NumpyNames", "snap"]
 
 NAMES = (
     "abs", "arange", "argmax", "astype", "broadcast_to", "clip", "concat", "count_nonzero", "cumulative_sum", "exp",
-    "max", "maximum", "moveaxis", "round", "sqrt", "stack", "sum", "where", "zeros",
+    "max", "maximum", "moveaxis", "round", "sqrt", "stack", "sum", "take_along_axis", "where", "zeros",
     "zeros_like", "float32", "float64", "int32", "int64", "uint8",
 )  # fmt: skip
 """All names of the standard that a namespace needs."""
@@ -215,6 +215,31 @@ class ArrayArithmetic(Generic[Array]):
         """`x` `[T, B, ...]` with zeros for all samples except the first `count`."""
         samples = self.xp.arange(x.shape[1], dtype=self.xp.int32)
         return self.mask_steps(x, self.xp.astype(samples < count, self.xp.uint8).reshape((1, -1)))
+
+    # Delays.
+    def whole_delays(self, delays: Any) -> Any:
+        """Delays, float32 `[C]`, as whole steps, int32. Ties are rounded to even."""
+        return self.xp.astype(self.xp.round(delays), self.xp.int32)
+
+    def delayed(self, x: Any, steps: Any) -> Array:
+        """`x` `[T, B, C, ...]` with each channel shifted to later times, or to earlier times if negative.
+
+        The gaps become zero. `steps` is int32 `[C]`. Its values are read on the device, as those of `x`.
+        """
+        xp, last = self.xp, x.shape[0] - 1
+        times = xp.arange(x.shape[0], dtype=xp.int32).reshape((-1, *(1,) * (len(x.shape) - 1)))
+        sources = times - self.broadcast(steps, tuple(x.shape[1:]))
+        # An index outside is read at an end, and the result is not used.
+        shifted = xp.take_along_axis(x, xp.astype(xp.clip(sources, 0, last), xp.int64), axis=0)
+        return xp.where((sources >= 0) & (sources <= last), shifted, 0)
+
+    def delay_terms(self, x: Any, delays: Any, error: Any) -> Array:
+        """Terms of the gradients of `delays`, float64 `[T, B, C, ...]`. Arguments: `Operations.delay_gradient`."""
+        # No delay is negative, so this is their floor.
+        whole = self.xp.astype(delays, self.xp.int32)
+        slope = self.float64(self.delayed(x, whole + 1)) - self.float64(self.delayed(x, whole))
+        terms: Array = self.float64(error) * slope[x.shape[0] - error.shape[0] :]
+        return terms
 
     # Channels.
     def broadcast(self, values: Any, shape: Shape) -> Array:

@@ -50,6 +50,7 @@ class Stream(IntEnum):
     SIMULATION = 7
     NOISE = 8
     CHANCE = 9
+    DELAYS = 10
 
 
 def check_seed(seed: object) -> int:

@@ -325,6 +325,26 @@ class Operations(ABC, Generic[Array]):
         gap = self.arithmetic.xp.zeros_like(x[:count])
         return self.concatenate([gap, x[: len(x) - count]] if steps >= 0 else [x[count:], gap])
 
+    # Learned delays (ops/delay.py). They are data, so that no program is compiled again when they change.
+    def delay_forward(self, x: Array, delays: Array) -> Array:
+        """Values `[T, B, C, ...]`, delayed by the whole numbers of steps nearest to `delays`, float32 `[C]`."""
+        return self.arithmetic.delayed(x, self.arithmetic.whole_delays(delays))
+
+    def delay_backward(self, error: Array, delays: Array) -> Array:
+        """The adjoint of `delay_forward`: the error of its input from that of its output, `[T, B, C, ...]`."""
+        return self.arithmetic.delayed(error, -self.arithmetic.whole_delays(delays))
+
+    def delay_gradient(self, x: Array, delays: Array, error: Array) -> Array:
+        """Sums of the gradients of delays over steps, samples, rows and columns, float64 `[C]`.
+
+        Args:
+            x: values before the delay `[T', B, C, ...]`. If there are more steps than those of `error`, the first ones
+                are earlier than its first step.
+            delays: float32 `[C]`.
+            error: error of the values after the delay, `[T, B, C, ...]`; in `reproducible` precision on its grid.
+        """
+        return self.arithmetic.channel_totals(self.arithmetic.delay_terms(x, delays, error), delays.shape[0])
+
     # Several parts of a batch.
     def add(self, a: Array, b: Array) -> Array:
         """The sum of two arrays of one type, float32, float64 or int64."""

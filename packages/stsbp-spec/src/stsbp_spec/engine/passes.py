@@ -311,12 +311,13 @@ class _UnpackedOnAccess(Mapping[str, Array]):
 def states_after(segment: Segment[Array], residuals: Mapping[str, Any]) -> dict[str, tuple[Array, ...]]:
     """What a segment leaves for the steps that follow, if the run has `initial_states`.
 
-    By name: the last spikes and the states of its population, and the values that a delayed edge still holds.
+    By name: the last spikes and the states of its population, and the values that a delayed edge or a learned delay
+    still holds.
     """
     states: dict[str, tuple[Array, ...]] = {}
     for step in segment.steps:
         states |= {edge: (residuals[edge],) for edge in step.delayed.values()}
-        if step.fires:
+        if step.leaves_state:
             states[step.name] = residuals[step.name].after
     return states
 

@@ -19,6 +19,7 @@ from stsbp_spec.networks.graph import BoundNode, Edge, Input, Network, Neurons, 
 from stsbp_spec.networks.ops import batchnorm
 from stsbp_spec.networks.ops.base import Derived, Passing
 from stsbp_spec.networks.ops.batchnorm import BatchNorm, Coefficients
+from stsbp_spec.networks.ops.delay import LearnedDelay
 from stsbp_spec.networks.ops.dropout import Dropout, substream
 from stsbp_spec.networks.ops.one_to_one import PRODUCT, OneToOne
 from stsbp_spec.networks.ops.psp import SynapticFilter
@@ -277,6 +278,69 @@ class Drops(Step[Array]):
         self, run: PassContext[Array], saved: Any, grad: Any, precision: Precision
     ) -> BackwardResult[Array]:
         return BackwardResult((grad if saved is None else self.backend.dropout(saved, grad),))
+
+
+class DelaySaved(NamedTuple, Generic[Array]):
+    """What learned delays save.
+
+    Attributes:
+        x: the input `[T, B, ...]`; after an initial state, the values of the state before it.
+        after: if the run has initial states, the last values of the input, for the steps that follow.
+    """
+
+    x: Array
+    after: tuple[Array, ...] = ()
+
+
+@dataclass(frozen=True, eq=False)
+class Delays(Step[Array]):
+    """Learned delays: ops/delay.py. `reproducible` precision sums errors on a grid of their own."""
+
+    backend: Operations[Array]
+    op: LearnedDelay
+
+    @property
+    def parameter(self) -> str:
+        """Name of the delays among the network's parameters."""
+        (name,) = self.op.learned()
+        return f"{self.name}.{name}"
+
+    @property
+    def leaves_state(self) -> bool:
+        return True
+
+    def exchanges(self, precision: Precision) -> bool:
+        return precision == "reproducible"
+
+    def forward_slice(self, run: PassContext[Array], *inputs: Array) -> ForwardResult[Array]:
+        backend, (x,), delays = self.backend, inputs, run.weights[self.parameter]
+        if run.initial_states is None:
+            return ForwardResult(backend.delay_forward(x, delays), DelaySaved(x))
+        kept = self.op.kept_steps
+        (earlier,) = run.initial_states.get(self.name) or (backend.concatenate([x[:1] * 0] * kept),)
+        joined = backend.concatenate([earlier, x])
+        return ForwardResult(backend.delay_forward(joined, delays)[kept:], DelaySaved(joined, (joined[len(x) :],)))
+
+    def backward(
+        self, runs: Sequence[PassContext[Array]], saved: Iterator[Any], grads: Iterator[Any], precision: Precision
+    ) -> Iterator[BackwardResult[Array]]:
+        grid: tuple[int, Array] | None = None
+        if precision == "reproducible":
+            errors = [*grads]
+            bits = self.op.error_bits(self.bound_nodes[0].output, frames=errors[0].shape[0] * runs[0].part.batch)
+            grid = bits, all_reduce_max(self.backend, runs, map(self.backend.largest_error, errors))
+            grads = (errors.pop(0) for _ in runs)
+        for run in runs:
+            yield self._backward(run, next(saved), next(grads), grid)
+
+    def _backward(
+        self, run: PassContext[Array], saved: DelaySaved[Array], grad: Array, grid: tuple[int, Array] | None
+    ) -> BackwardResult[Array]:
+        backend, delays, (need_input,) = self.backend, run.weights[self.parameter], self.needed
+        on_grid = grad if grid is None else backend.error_grid(grad, *grid)[0]
+        # Errors do not flow into the steps before an initial state, as with fixed delays.
+        ds = backend.delay_backward(grad, delays) if need_input else None
+        return BackwardResult((ds,), {self.parameter: backend.delay_gradient(saved.x, delays, on_grid)})
 
 
 @dataclass(frozen=True, eq=False)
@@ -751,7 +815,7 @@ def _plan(backend: Operations[Any], network: Network, of_input: bool, fused: boo
             )
             continue
         needed = tuple(trained[edge.source] for edge in node.inputs if edge.source not in loops)
-        trained[node.name] = isinstance(node.op, Weighted) or any(needed) or (of_input and isinstance(node.op, Input))
+        trained[node.name] = isinstance(node.op, (Weighted, LearnedDelay)) or any(needed) or (of_input and isinstance(node.op, Input))
         if node.name in network.recurrent:
             assert isinstance(node.op, Neurons)
             weights = tuple(loop_weights[name] for name in network.recurrent[node.name])
@@ -788,6 +852,8 @@ def _single(
         return Population((bound_node,), needed, backend, op)
     if type(op) is Dropout:
         return Drops((bound_node,), needed, backend, op)
+    if isinstance(op, LearnedDelay):
+        return Delays((bound_node,), needed, backend, op)
     if isinstance(op, Passing):
         (values,) = bound_node.inputs
         op = op.at(values.shape)

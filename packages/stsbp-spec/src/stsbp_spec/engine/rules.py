@@ -230,6 +230,11 @@ class Step(ABC, Generic[Array]):
         ops = (bound_node.node.op for bound_node in self.bound_nodes)
         return any(isinstance(op, Weighted) and op.norm is not None for op in ops)
 
+    @property
+    def leaves_state(self) -> bool:
+        """Whether `after` of what it saves is its state for the steps that follow (`PassContext.initial_states`)."""
+        return self.fires
+
     def statistics(self, saved: Any) -> Mapping[str, Array]:
         """The statistics with which a normalising step normalised, by the names of `graph.Network.statistics`."""
         raise TypeError(f"step {self.name} does not normalise")

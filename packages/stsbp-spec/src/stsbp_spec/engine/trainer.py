@@ -50,7 +50,7 @@ from stsbp_spec.models.lengths import inside
 from stsbp_spec.models.losses.base import Loss
 from stsbp_spec.models.optim import OPTIMIZERS
 from stsbp_spec.models.optim.adamw import clip_factor, norm_of
-from stsbp_spec.models.optim.base import Optimizer, Scalars
+from stsbp_spec.models.optim.base import Optimizer
 from stsbp_spec.models.rate_penalty import LayerPenalties, RatePenalty
 from stsbp_spec.networks.ops.batchnorm import running
 from stsbp_spec.networks.spec import NetworkSpec
@@ -185,8 +185,7 @@ class Trainer(Generic[Array]):
         # hold all gradients until then, too, and takes as long: 106 to 109 ms with one, two or three (N-MNIST, jax
         # 0.10.2).
         running = _running(backend, network, state.weights, results.statistics, f"step {state.step}: ")
-        scalars = self.optimizer.scalars(state.step, clip_factor(norm, self.optimizer.clip_norm))
-        updated = self._updated(state, scalars, grads.values)
+        updated = self._updated(state, clip_factor(norm, self.optimizer.clip_norm), grads.values)
         result = StepResult(
             spikes=spikes,
             rates=results.rates,
@@ -207,10 +206,21 @@ class Trainer(Generic[Array]):
         values = {name: g for name, g in grads.values.items() if name not in self.frozen}
         return grads._replace(values=values, squares=self.backend.gradient_squares(list(values.values())))
 
-    def _updated(self, state: TrainState[Array], scalars: Scalars, grads: dict[str, Array]) -> TrainState[Array]:
+    def _updated(self, state: TrainState[Array], clip: np.float32, grads: dict[str, Array]) -> TrainState[Array]:
         """`state` after the update. Frozen parameters and their moments are the same arrays as before."""
+        delays = {name: g for name, g in grads.items() if self.network.parameters[name].is_delay}
+        others = {name: g for name, g in grads.items() if name not in delays}
+        if others:
+            state = self._updated_with(self.optimizer, state, clip, others)
+        return self._updated_with(self.optimizer.for_delays(), state, clip, delays) if delays else state
+
+    def _updated_with(
+        self, optimizer: Optimizer, state: TrainState[Array], clip: np.float32, grads: dict[str, Array]
+    ) -> TrainState[Array]:
+        """`state` after the update of the parameters that have a gradient."""
         update_on_device = self.backend.compiled(update, self.network)
-        if not self.frozen:
+        scalars = optimizer.scalars(state.step, clip)
+        if len(grads) == len(self.network.parameters):
             return TrainState(state.step, *update_on_device(scalars, state.weights, grads, state.m, state.v))
         old_arrays = (state.weights, state.m, state.v)
         # Only arrays that change, because the update may work in place.

@@ -18,6 +18,7 @@ from stsbp_spec.errors import NetworkError, SpecError
 from stsbp_spec.models.learned import Learned, learned_name
 from stsbp_spec.models.neurons.base import NeuronModel
 from stsbp_spec.networks.ops.base import Op, Values, Weighted
+from stsbp_spec.networks.ops.delay import MAX_DELAY, LearnedDelay
 from stsbp_spec.networks.ops.psp import PSP
 from stsbp_spec.typing import Coding, Float32, Shape
 from stsbp_spec.validation import integer, listed, shown
@@ -98,9 +99,6 @@ class Neurons(Op):
 
 MAX_LAYERS = 2**16
 """Largest number of layers or nodes of a network."""
-
-MAX_DELAY = 2**16
-"""Largest delay in steps."""
 
 MAX_VALUES = 2**40
 """Largest number of values of a node's output for one sample and step."""
@@ -255,12 +253,15 @@ class Parameter:
 
     Attributes:
         shape: their shape.
-        learned: for a learned parameter of neurons, its initial value and its domain. None: weights, which are drawn at
-            random (initial_weights.py) and decay.
+        learned: for a learned parameter of neurons or learned delays, its initial value and its domain. None: weights,
+            which are drawn at random (initial_weights.py) and decay.
+        is_delay: whether it is learned delays (ops/delay.py), which have a learning rate of their own and initial
+            values that are drawn at random.
     """
 
     shape: Shape
     learned: Learned | None = None
+    is_delay: bool = False
 
 
 @dataclass(frozen=True)
@@ -429,7 +430,7 @@ class Network:
         """All trained parameters by name, in the order of the nodes.
 
         Weights have the name of their node, `conv1`. Learned parameters of batch normalisation and of the neurons that
-        read this node begin with the same name: `conv1.scale`, `conv1.decay`.
+        read this node begin with the same name: `conv1.scale`, `conv1.decay`. Learned delays are called `delay1.steps`.
         """
         parameters: dict[str, Parameter] = {}
         for bound_node in self.bound_nodes:
@@ -444,7 +445,22 @@ class Network:
             elif isinstance(op, Neurons):
                 for _, name, learned in bound_node.learns:
                     parameters[name] = Parameter(learned.shape(bound_node.output.shape), learned)
+            elif isinstance(op, LearnedDelay):
+                for name, learned in op.learned().items():
+                    parameters[f"{bound_node.node.name}.{name}"] = Parameter(
+                        learned.shape(bound_node.output.shape), learned, is_delay=True
+                    )
         return parameters
+
+    @cached_property
+    def delays(self) -> Mapping[str, int]:
+        """The largest number of steps of all learned delays, by the names of their parameters."""
+        return {
+            f"{node.name}.{name}": node.op.maximum
+            for node in self.nodes
+            if isinstance(node.op, LearnedDelay)
+            for name in node.op.learned()
+        }
 
     @cached_property
     def normalised(self) -> tuple[Projection, ...]:
@@ -470,6 +486,8 @@ def _names(bound_node: BoundNode) -> list[str]:
     name, op = bound_node.node.name, bound_node.node.op
     if isinstance(op, Neurons):
         return [parameter for _, parameter, _ in bound_node.learns]
+    if isinstance(op, LearnedDelay):
+        return [f"{name}.{parameter}" for parameter in op.learned()]
     if not isinstance(op, Weighted):
         return []
     norm_names = () if op.norm is None else (*op.norm.learned(), *op.norm.initial(1), "exponent", "frames")

@@ -4,7 +4,7 @@
 `gain sqrt(2 / fan_in)` (He et al. 2015) if `area` is 1. `area` is the sum over time of the potential of one spike. It
 is 1, unless the gain of the synapse is `unit` (ops/psp.py). The division makes training start alike with both
 gains. The weights are computed in float64 and rounded once. Learned parameters of neurons start at the values that
-their model gives. Running statistics of batch normalisation start with mean 0 and variance 1.
+their model gives. Learned delays are uniform in `(0, maximum)`, rounded once. Running statistics of batch normalisation start with mean 0 and variance 1.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ RECURRENT_GAIN = 0.5
 
 
 def initial_weights(network: NetworkSpec, seed: int, gain: float = DEFAULT_GAIN) -> dict[str, Float32]:
-    """Initial master weights `[out, ...]`, learned parameters of neurons and running statistics: float32 by name.
+    """Initial master weights `[out, ...]`, other learned parameters and running statistics: float32 by name.
 
     Raises:
         SpecError: `network` is not a network, `gain` not a number, or with this gain, weights would not be below 2^100.
@@ -55,6 +55,9 @@ def initial_weights(network: NetworkSpec, seed: int, gain: float = DEFAULT_GAIN)
     for name, parameter in network.parameters.items():
         if parameter.learned is not None:
             weights[name] = np.full(parameter.shape, parameter.learned.initial, np.float32)
+    for index, (name, maximum) in enumerate(network.graph.delays.items()):
+        v = uniform(seed, Stream.DELAYS, math.prod(network.parameters[name].shape), substream=index)
+        weights[name] = (maximum * v).astype(np.float32)
     return {name: weights[name] for name in network.parameters} | {
         name: x.copy() for name, x in network.statistics.items()
     }

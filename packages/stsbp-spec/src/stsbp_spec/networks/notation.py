@@ -9,6 +9,7 @@ Grammar (docs/networks.md has examples):
             | "G"                                 average pooling over all rows and columns
             | "U" axes                            upsampling: rows and columns repeated
             | "F"                                 flattening to one axis
+            | "T" steps                           learned delays of the spikes, at most this many steps
             | "D" rate                            dropout of the incoming spikes
             | "[" branch { "|" branch } "]+"      sum of branches that read one input; a single branch is added to it
     branch  = network | nothing                   an empty branch passes its input on
@@ -51,6 +52,7 @@ from stsbp_spec.networks.ops import (
     Dropout,
     Flatten,
     GlobalAvgPool,
+    LearnedDelay,
     Linear,
     MaxPool2d,
     OneToOne,
@@ -256,6 +258,8 @@ def written(layer: Layer, *, full: bool = False) -> str:
         return f"U{axes.written(layer.factor)}"
     if isinstance(layer, (GlobalAvgPool, Flatten)):
         return "G" if isinstance(layer, GlobalAvgPool) else "F"
+    if isinstance(layer, LearnedDelay):
+        return f"T{layer.maximum}"
     if isinstance(layer, Passing):
         raise SpecError(f"there is no notation for {shown(layer)}")
     synapse, neuron = layer.synapse, layer.neuron
@@ -350,6 +354,8 @@ def _passing(groups: Mapping[str, Any]) -> Passing:
         return Dropout(float(groups["rate"]))
     if groups["bare"] is not None:
         return GlobalAvgPool() if groups["bare"] == "G" else Flatten()
+    if groups["delay"] is not None:
+        return LearnedDelay(int(groups["delay"]))
     size = _axes(groups["size"])
     if groups["kind"] == "U":
         return Upsample2d(size)
@@ -387,7 +393,7 @@ class _Parser:
 
     _LAYER = re.compile(
         rf"(?P<channels>\d+)C(?P<kernel>{_AXES})(?:R(?P<around>{_AXES}))?|(?P<units>\d+)(?P<recurrent>R)?"
-        rf"|(?P<bare>[GF])|(?P<kind>[PMU])(?P<size>{_AXES})|D(?P<rate>\d*\.?\d+)",
+        rf"|(?P<bare>[GF])|(?P<kind>[PMU])(?P<size>{_AXES})|T(?P<delay>\d+)|D(?P<rate>\d*\.?\d+)",
         re.ASCII,
     )
     _OPTION = re.compile(
@@ -473,7 +479,7 @@ class _Parser:
         if match is None:
             forms = (
                 "16C3 (convolution), 256 (full connection), P2, M2, G (pooling), U2 (upsampling), F (flattening), "
-                "D0.2 (dropout), [16C3]+ (branches)"
+                "T20 (learned delays), D0.2 (dropout), [16C3]+ (branches)"
             )
             raise self.fail(f"unknown layer {shown(token)}; known forms: {forms}", start, len(token))
         self.check_digits(match, start)
@@ -482,7 +488,9 @@ class _Parser:
         span = (start, len(token))
         if values["channels"] is None and values["units"] is None:
             if options:
-                kinds = "upsampling and flattening" if match.group()[0] in "UF" else "pooling and dropout"
+                kinds = {"U": "upsampling and flattening", "F": "upsampling and flattening", "T": "learned delays"}.get(
+                    match.group()[0], "pooling and dropout"
+                )
                 raise self.fail(f"{kinds} take no option, got {shown(options)}", option_start, len(options))
             return [checked(lambda: _passing(values), self.notation, *span)]
         is_conv = values["channels"] is not None

@@ -36,6 +36,7 @@ from stsbp_spec.networks.ops import (
     Dropout,
     Flatten,
     GlobalAvgPool,
+    LearnedDelay,
     Linear,
     MaxPool2d,
     Upsample2d,
@@ -54,6 +55,7 @@ _KINDS: Mapping[type[Passing], str] = {
     Upsample2d: "upsample",
     Flatten: "flatten",
     Dropout: "dropout",
+    LearnedDelay: "delay",
 }
 """Names of the nodes that belong to layers without weights."""
 
@@ -211,7 +213,7 @@ class NetworkSpec:
         """The network as a graph.
 
         The nodes are `input`, and for each layer for example `conv1` and `neurons1`. Other names are
-        `conv1.recurrent`, `pool2.0`, `dropout2.1`, and `add3.0` for the sum after branches.
+        `conv1.recurrent`, `pool2.0`, `dropout2.1`, `add3.0` for the sum after branches, and `delay2` for learned delays.
         """
         source = Node("input", Input(self.input_shape, self.coding, self.input_psp, self.input_max))
         return Network((source, *(self.nodes or self._built.nodes)))
@@ -343,7 +345,11 @@ class _Builder:
             self.since += 1
         else:
             kind = next(name for cls, name in _KINDS.items() if isinstance(layer, cls))
-            self.node(f"{kind}{self.number}.{self.since}", layer)
+            name = f"{kind}{self.number}"
+            # A layer seldom has two kinds of learned delays, and `delay1.steps` is shorter than `delay1.0.steps`.
+            if not isinstance(layer, LearnedDelay) or any(node.name == name for node in self.nodes):
+                name = f"{name}.{self.since}"
+            self.node(name, layer)
             self.since += 1
 
 
@@ -403,6 +409,8 @@ def _layer_lines(
         line = LayerLine(indent + written(layer), indent + written(layer, full=True), input_shape, shape)
         if isinstance(layer, SpikingLayer):
             line = line._replace(block=next(blocks), loop=indent + recurrence(layer))
+        elif isinstance(layer, LearnedDelay):
+            line = line._replace(delays=shape[0])
         yield line
 
 

@@ -8,6 +8,7 @@ from typing import NamedTuple, TypeAlias
 
 from stsbp_spec.networks.graph import BoundNode, Input, Network, Neurons, Projection, Weighted
 from stsbp_spec.networks.layers import Block
+from stsbp_spec.networks.ops.delay import LearnedDelay
 from stsbp_spec.typing import Shape
 
 __all__ = ["LayerLine", "described", "table"]
@@ -22,6 +23,7 @@ class LayerLine(NamedTuple):
     Attributes:
         text, full: the layer in notation, without and with all parameters.
         block, loop: the block of a spiking layer, and its recurrent connection in notation.
+        delays: number of learned delays of a layer without weights.
     """
 
     text: str
@@ -30,6 +32,7 @@ class LayerLine(NamedTuple):
     output_shape: Shape
     block: Block | None = None
     loop: str = ""
+    delays: int = 0
 
 
 def _nodes(
@@ -65,6 +68,8 @@ def _owned(bound_node: BoundNode) -> tuple[str, ...]:
     op, name = bound_node.node.op, bound_node.node.name
     if isinstance(op, Neurons):
         return tuple(bound_node.parameters.values())
+    if isinstance(op, LearnedDelay):
+        return tuple(f"{name}.{parameter}" for parameter in op.learned())
     norm = op.norm if isinstance(op, Weighted) else None
     return () if norm is None else tuple(f"{name}.{parameter}" for parameter in norm.learned())
 
@@ -136,7 +141,8 @@ def table(
     for line in lines:
         if (block := line.block) is None:
             shape = "" if line.text.strip() in ("[", "|") else _times(line.output_shape)
-            rows.append(("", line.text, shape, "", "", "", ""))
+            rows.append(("", line.text, shape, f"{line.delays:,}" if line.delays else "", "", "", ""))
+            parameters += line.delays
             continue
         weights(line.text, block, sum(map(math.prod, _learned(block).values())))
         if block.recurrent is not None:

@@ -76,6 +76,7 @@ class Adam(Adaptive, GradientDecay):
         beta1, beta2, eps: as in the literature. `eps` is from 2^-100 to 2^100.
         weight_decay: factor of the weights that is added to their gradients after clipping: 0, or from 2^-100 to 2^100.
         clip_norm: largest global gradient norm, at least 2^-100; None: no clipping.
+        delay_lr: peak learning rate of learned delays; None: 100 times `lr`.
     """
 
     name: ClassVar[str] = "adam"
@@ -89,6 +90,7 @@ class Adam(Adaptive, GradientDecay):
     eps: float = 1e-8
     weight_decay: float = 0.0
     clip_norm: float | None = None
+    delay_lr: float | None = None
 
     def scalars(self, step: int, clip: np.float32) -> AdamScalars:
         """The constants of update `step`, including the clipping factor."""

@@ -178,6 +178,7 @@ class AdamW(Adaptive):
         final_fraction: learning rate at the end of the schedule, as a fraction of `lr`.
         beta1, beta2, eps, weight_decay: as in the literature. `eps` is from 2^-100 to 2^100.
         clip_norm: largest global gradient norm, at least 2^-100; None: no clipping.
+        delay_lr: peak learning rate of learned delays; None: 100 times `lr`.
     """
 
     name: ClassVar[str] = "adamw"
@@ -191,6 +192,7 @@ class AdamW(Adaptive):
     eps: float = 1e-8
     weight_decay: float = 0.0
     clip_norm: float | None = None
+    delay_lr: float | None = None
 
     def scalars(self, step: int, clip: np.float32) -> AdamWScalars:
         """The constants of update `step`, including the clipping factor."""

@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
-from typing import ClassVar
+from dataclasses import dataclass, fields, replace
+from typing import ClassVar, Self
 
 import numpy as np
 
@@ -17,11 +17,16 @@ from stsbp_spec.errors import NumericError, SpecError
 from stsbp_spec.typing import Float32
 from stsbp_spec.validation import integer, real, shown
 
-__all__ = ["GradientDecay", "Optimizer", "Scalars"]
+__all__ = ["DELAY_FACTOR", "GradientDecay", "Optimizer", "Scalars"]
+
+DELAY_FACTOR = 100.0
+"""Default learning rate of learned delays, relative to that of the weights, as in Hammouamri et al. 2023. An adaptive
+update is about as large as the learning rate, and delays are many steps long."""
 
 _LARGEST = float(np.finfo(np.float32).max)
 _DOMAIN_TEXTS = {
     "lr": "0, or from 2^-100 to the largest float32, 3.4e38",
+    "delay_lr": "0, or from 2^-100 to the largest float32, 3.4e38",
     "clip_norm": "at least 2^-100",
     "momentum": "0, or from 2^-100 to less than 1",
 }
@@ -58,6 +63,8 @@ class Optimizer(ABC):
         name: prefix of the tensors in an exported state, and the value of the setting `optimizer`.
         moments: names of the arrays that belong to each parameter: one or two.
         lr: peak learning rate: 0, or from 2^-100 to the largest float32.
+        delay_lr: peak learning rate of learned delays (ops/delay.py), which are in steps. It has the same schedule.
+            None: `DELAY_FACTOR lr`.
         total_steps: length of the cosine schedule in updates. None keeps `lr` constant after the warm-up.
         warmup_steps: number of updates over which the learning rate rises linearly from 0.
         final_fraction: learning rate at the end of the schedule, as a fraction of `lr`.
@@ -69,6 +76,7 @@ class Optimizer(ABC):
     moments: ClassVar[tuple[str, ...]]
 
     lr: float
+    delay_lr: float | None
     total_steps: int | None
     warmup_steps: int
     final_fraction: float
@@ -96,6 +104,7 @@ class Optimizer(ABC):
         return {
             # In float32, other values would be zero or infinite.
             "lr": self.lr == 0 or FLOOR <= self.lr <= _LARGEST,
+            "delay_lr": self.delay_lr is None or self.delay_lr == 0 or FLOOR <= self.delay_lr <= _LARGEST,
             "weight_decay": self.weight_decay >= 0,
             "warmup_steps": self.warmup_steps >= 0,
             "final_fraction": 0 <= self.final_fraction <= 1,
@@ -121,6 +130,11 @@ class Optimizer(ABC):
     @abstractmethod
     def scalars(self, step: int, clip: np.float32) -> Scalars:
         """The constants of update `step`, including the clipping factor."""
+
+    def for_delays(self) -> Self:
+        """The optimiser of learned delays: with their learning rate, and without weight decay."""
+        lr = min(DELAY_FACTOR * self.lr, _LARGEST) if self.delay_lr is None else self.delay_lr
+        return replace(self, lr=lr, weight_decay=0.0)  # type: ignore[type-var]
 
     @property
     def prefixes(self) -> tuple[str, ...]:

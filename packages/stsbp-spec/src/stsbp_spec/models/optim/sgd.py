@@ -81,6 +81,7 @@ class SGD(GradientDecay):
             than 1.
         weight_decay: factor of the weights that is added to their gradients after clipping: 0, or from 2^-100 to 2^100.
         clip_norm: largest global gradient norm, at least 2^-100; None: no clipping.
+        delay_lr: peak learning rate of learned delays; None: 100 times `lr`.
     """
 
     name: ClassVar[str] = "sgd"
@@ -93,6 +94,7 @@ class SGD(GradientDecay):
     momentum: float = 0.9
     weight_decay: float = 0.0
     clip_norm: float | None = None
+    delay_lr: float | None = None
 
     def _domain(self) -> dict[str, bool]:
         return {**super()._domain(), "momentum": self.momentum == 0 or FLOOR <= self.momentum < 1}

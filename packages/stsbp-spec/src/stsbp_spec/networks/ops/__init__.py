@@ -8,6 +8,7 @@ from stsbp_spec.networks.ops.base import Merge
 from stsbp_spec.networks.ops.batchnorm import BatchNorm
 from stsbp_spec.networks.ops.concat import Concat
 from stsbp_spec.networks.ops.conv2d import Conv2d
+from stsbp_spec.networks.ops.delay import LearnedDelay
 from stsbp_spec.networks.ops.dropout import Dropout
 from stsbp_spec.networks.ops.flatten import Flatten
 from stsbp_spec.networks.ops.linear import Linear
@@ -29,6 +30,7 @@ __all__ = [
     "Filter",
     "Flatten",
     "GlobalAvgPool",
+    "LearnedDelay",
     "Linear",
     "MaxPool2d",
     "OneToOne",
