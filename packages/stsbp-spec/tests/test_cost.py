@@ -284,3 +284,17 @@ def test_what_does_not_fit_the_network_is_refused() -> None:
         cost_of_run(network, trains(3, 2, 4), {**spikes, "linear1": trains(3, 2, 4)})
     with pytest.raises(ShapeError, match=r"weights of linear1 have the shape \(3, 4\), got \(4, 3\)"):
         fan_out(network.graph.projections[0], np.ones((4, 3)))
+
+
+def test_learned_delays_decide_when_values_arrive_and_cost_nothing() -> None:
+    network = NetworkSpec.parse("T3-1", input_shape=(2,), outputs=1)
+    inputs, spikes = trains(4, 1, 2, (0, 0, 0), (2, 0, 1)), {"linear1": trains(4, 1, 1), "linear2": trains(4, 1, 1)}
+    delays = {"delay1.steps": np.array([1.5, 0.5], np.float32)}
+    costs = cost_of_run(network, inputs, spikes, delays=delays)
+    (arrivals,) = (x for key, x in costs.items() if key.kind == "accumulations" and key.node == "linear1")
+    assert arrivals[:, 0].tolist() == [0, 0, 2, 0]
+    delays["delay1.steps"][1] = 2.0  # beyond the last step
+    costs = cost_of_run(network, inputs, spikes, delays=delays)
+    assert totals(costs)["accumulations", "linear1"] == [1]
+    with pytest.raises(ShapeError, match=r"the learned delays delay1\.steps are missing"):
+        cost_of_run(network, inputs, spikes)

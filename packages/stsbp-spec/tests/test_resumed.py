@@ -22,6 +22,7 @@ NOTATIONS = [
     "5R{neuron=plif}-4{recurrent=one-to-one,reset=subtract,tau_rise=1.5}",
     "5{delay=2}-4{delay=3}",
     "3C3R3-[3C3p1]+-4bn",
+    "T3-3C3-T1-F-T9-4R",
 ]
 NUMPY = NumpyBackend()
 

@@ -232,6 +232,9 @@ class RunConfig(BaseModel):
     batch_size: int = Field(50, ge=1, le=10**9, description="Samples in one update.")
     optimizer: Literal["adamw", "adam", "sgd"] = Field("adamw", description="Optimiser.")
     lr: float = Field(2e-3, gt=0, description="Peak learning rate.")
+    delay_lr: float = Field(
+        0.0, ge=0, description="Peak learning rate of learned delays, which are in steps; 0 means 100 times --lr."
+    )
     momentum: float = Field(0.9, ge=0, lt=1, description="Momentum of --optimizer sgd.")
     schedule: Literal["cosine", "constant"] = Field(
         "cosine", description="How the learning rate changes after the warm-up."
@@ -539,7 +542,7 @@ SECTIONS: Mapping[str, tuple[str, ...]] = MappingProxyType(
         ),
         "Label sequences and loss": ("loss", "loss_model", "label_pattern", "undesired_pattern", "steps"),
         "Training": (
-            *("epochs", "batch_size", "lr", "patience", "optimizer", "momentum", "schedule", "warmup"),
+            *("epochs", "batch_size", "lr", "delay_lr", "patience", "optimizer", "momentum", "schedule", "warmup"),
             *("weight_decay", "clip_norm", "freeze", "rate_penalty", "precision", "seed"),
         ),
         "Data": (

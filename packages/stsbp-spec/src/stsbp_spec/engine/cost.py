@@ -23,6 +23,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, lru_cache
+from types import MappingProxyType
 from typing import NamedTuple
 
 import numpy as np
@@ -36,6 +37,7 @@ from stsbp_spec.networks.graph import BoundNode, Neurons, Projection
 from stsbp_spec.networks.ops import Add, AvgPool2d, Conv2d, Dropout, Linear, MaxPool2d, OneToOne
 from stsbp_spec.networks.ops.base import Passing
 from stsbp_spec.networks.ops.batchnorm import FORWARD
+from stsbp_spec.networks.ops.delay import LearnedDelay
 from stsbp_spec.networks.ops.psp import SynapticFilter
 from stsbp_spec.networks.spec import NetworkSpec
 from stsbp_spec.reference.backend import NumpyBackend
@@ -122,6 +124,7 @@ def cost_of_run(
     spikes: Mapping[str, AnyArray],
     lengths: Int64 | None = None,
     weights: Mapping[str, AnyArray] | None = None,
+    delays: Mapping[str, AnyArray] = MappingProxyType({}),
 ) -> dict[CostKey, Int64]:
     """Count the operations of a run.
 
@@ -131,6 +134,8 @@ def cost_of_run(
         spikes: spikes `[T, B, ...]` of each layer by its name, from `backend.run(...).layers`.
         lengths: number of steps of each sample, `[B]`; None: all steps count.
         weights: weights on their grids by projection. Weights of 0 are then not counted. None: all weights count.
+        delays: learned delays by the names of their parameters (`Network.delays`), as for `backend.run`. It may have
+            other parameters too.
 
     Returns:
         int64 `[T, B]` for each node that can cost something. Keys of a network are always the same.
@@ -143,7 +148,7 @@ def cost_of_run(
     if missing is not None:
         raise ShapeError(f"the spikes of layer {missing} are missing; give those of all layers of the run")
     steps, samples = spikes[network.blocks[-1].name].shape[:2]
-    values = node_values(network, inputs, spikes, (steps, samples))
+    values = node_values(network, inputs, spikes, (steps, samples), delays)
     mask = np.ones((steps, samples), bool) if lengths is None else inside(np.asarray(lengths), steps)
     projections = {projection.name: projection for projection in graph.projections}
     costs: dict[CostKey, Int64] = {}
@@ -303,12 +308,16 @@ def arriving(values: AnyArray, delay: int) -> AnyArray:
 
 
 def node_values(
-    network: NetworkSpec, inputs: AnyArray, spikes: Mapping[str, AnyArray], steps_and_samples: tuple[int, int]
+    network: NetworkSpec,
+    inputs: AnyArray,
+    spikes: Mapping[str, AnyArray],
+    steps_and_samples: tuple[int, int],
+    delays: Mapping[str, AnyArray] = MappingProxyType({}),
 ) -> dict[str, AnyArray]:
     """The values of the nodes that have no weights, by name, without dropout.
 
     Args:
-        network, inputs, spikes: as for `cost_of_run`.
+        network, inputs, spikes, delays: as for `cost_of_run`.
         steps_and_samples: T and B.
 
     Returns:
@@ -327,6 +336,12 @@ def node_values(
             values[node.name] = populations[node.name]
         elif isinstance(op, Dropout):
             values[node.name] = arriving(values[node.inputs[0].source], node.inputs[0].delay)
+        elif isinstance(op, LearnedDelay):
+            (name,) = (f"{node.name}.{parameter}" for parameter in op.learned())
+            if name not in delays:
+                raise ShapeError(f"the learned delays {name} are missing; give those of the run")
+            (edge,) = node.inputs
+            values[node.name] = _NUMPY.delay_forward(arriving(values[edge.source], edge.delay), delays[name])
         elif not bound_node.output.weighted:
             read = [arriving(values[edge.source], edge.delay) for edge in node.inputs]
             op = op.at(bound_node.inputs[0].shape) if isinstance(op, Passing) else op

@@ -815,7 +815,9 @@ def _plan(backend: Operations[Any], network: Network, of_input: bool, fused: boo
             )
             continue
         needed = tuple(trained[edge.source] for edge in node.inputs if edge.source not in loops)
-        trained[node.name] = isinstance(node.op, (Weighted, LearnedDelay)) or any(needed) or (of_input and isinstance(node.op, Input))
+        trained[node.name] = (
+            isinstance(node.op, (Weighted, LearnedDelay)) or any(needed) or (of_input and isinstance(node.op, Input))
+        )
         if node.name in network.recurrent:
             assert isinstance(node.op, Neurons)
             weights = tuple(loop_weights[name] for name in network.recurrent[node.name])

@@ -256,14 +256,14 @@ class _Adapter:
         layers = self._task.backend.run(network, self._weights, frames, steps).layers
         spikes = {name: layer.spikes for name, layer in layers.items()}
         mask = inside(lengths, steps)
-        values = node_values(network, frames, spikes, (steps, len(lengths)))
+        values = node_values(network, frames, spikes, (steps, len(lengths)), self._weights)
         for node in network.graph.nodes:
             if node.name in self._connections:
                 (edge,) = node.inputs
                 self._show(self._connections[node.name], arriving(values[edge.source], edge.delay), mask)
         for key, layer in self.layer_names.items():
             self._show(self._activations[key], spikes[layer], mask)
-        self._count(cost_of_run(network, frames, spikes, lengths, self._grids), spikes, mask)
+        self._count(cost_of_run(network, frames, spikes, lengths, self._grids, self._weights), spikes, mask)
         outputs = layers[network.blocks[-1].name]
         shown = without_padding(outputs.potentials if network.has_readout else outputs.spikes, lengths)
         if labels is not None:

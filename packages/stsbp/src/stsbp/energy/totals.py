@@ -231,6 +231,6 @@ def cost_of_batch(
         part = np.take(inputs, chosen, axis)
         layers = task.backend.run(network, dict(weights), part, steps).layers
         spikes = {name: layer.spikes for name, layer in layers.items()}
-        costs = cost_of_run(network, part, spikes, lengths[chosen])
+        costs = cost_of_run(network, part, spikes, lengths[chosen], delays=weights)
         parts.append({key: x.sum(axis=0) for key, x in costs.items()})
     return {key: np.concatenate([part[key] for part in parts]) for key in parts[0]}

@@ -17,6 +17,7 @@ from stsbp_spec.models.encoders.packed import unpacked
 from stsbp_spec.models.lengths import without_padding
 from stsbp_spec.networks.graph import Edge
 from stsbp_spec.networks.ops.base import Passing
+from stsbp_spec.networks.ops.delay import LearnedDelay
 from stsbp_spec.networks.spec import Block, NetworkSpec
 from stsbp_spec.reference.backend import NumpyBackend
 from stsbp_spec.typing import AnyArray, Float64, Int64
@@ -36,15 +37,16 @@ def fan_out(network: NetworkSpec, block: Block) -> dict[Edge, Int64]:
     """Number of a block's weights that a spike of each neuron meets, by the populations (or input) it reads.
 
     Each is `[C, H, W]` or `[N]`. Pooling, dropout and merged branches in between pass spikes on, and the delay of an
-    edge is that of the whole way. Max pooling makes new spikes, so its own node is listed instead of the nodes it
-    reads. Weights that read pixels are left out.
+    edge is that of the whole way. Max pooling makes new spikes and learned delays hold spikes back, so their own nodes are
+    listed instead of the nodes that they read. Weights that read pixels are left out.
     """
     graph, fans = network.graph, dict[Edge, Int64]()
     nodes = {node.name: node for node in graph.nodes}
 
     def trace(name: str, delay: int, reached: Int64) -> None:
         node = nodes[name]
-        if node.op.makes_spikes:
+        # Spikes reach weights when their learned delays have passed.
+        if node.op.makes_spikes or isinstance(node.op, LearnedDelay):
             edge = Edge(name, delay)
             fans[edge] = fans.get(edge, 0) + reached
             return
@@ -120,15 +122,17 @@ def activity(
         inputs = unpacked(batch.inputs)
         layers = task.backend.run(network, weights, inputs, steps).layers
         fired = {name: layer.spikes for name, layer in layers.items()}
-        values = cost.node_values(network, inputs, fired, (steps, len(part)))
+        values = cost.node_values(network, inputs, fired, (steps, len(part)), weights)
         for name, of_sources in fans.items():
             for edge, fan in of_sources.items():
-                arriving = cost.arriving(values[edge.source], edge.delay)
+                # Behind pooling, learned delays hold parts of spikes.
+                units = np.float32(2.0 ** network.graph.values[edge.source].exponent)
+                arriving = cost.arriving(values[edge.source] * units, edge.delay)
                 operations[name] += _per_step(arriving, batch.lengths) @ fan.reshape(-1).astype(np.float64)
         for name, per_step in spikes.items():
             per_step += _per_step(layers[name].spikes, batch.lengths).sum(axis=1)
         if prices is not None:
-            costs = cost.cost_of_run(network, inputs, fired, batch.lengths)
+            costs = cost.cost_of_run(network, inputs, fired, batch.lengths, delays=weights)
             energy += sum(x.sum(axis=1) * prices.of(key).total for key, x in costs.items())
     n = len(chosen)
     mean_operations, mean_spikes = ({name: x / n for name, x in sums.items()} for sums in (operations, spikes))

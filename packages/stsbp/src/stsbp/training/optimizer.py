@@ -26,6 +26,7 @@ def build_optimizer(config: RunConfig, updates_per_epoch: int) -> Optimizer:
     """
     settings: dict[str, Any] = {
         "lr": config.lr,
+        "delay_lr": config.delay_lr or None,
         # An extended run follows the cosine of its new number of epochs, not a second cosine. So no setting is needed,
         # two extensions without an update between them equal one, and config.toml gives the schedule. The price is that
         # the rate rises at the extension, and that a run begun with all epochs gives another result.
