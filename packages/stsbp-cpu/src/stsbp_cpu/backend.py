@@ -36,7 +36,7 @@ from stsbp_cpu.engine.openmp import let_waiting_threads_sleep
 from stsbp_cpu.engine.settings import settings_problem
 from stsbp_cpu.equations import recurrence as over_time
 from stsbp_cpu.models.optim.update import update
-from stsbp_cpu.ops import batchnorm, conv2d, dropout, linear, pooling
+from stsbp_cpu.ops import batchnorm, conv2d, delay, dropout, linear, pooling
 
 __all__ = ["CpuBackend"]
 
@@ -182,6 +182,15 @@ class CpuBackend(AbstractBackend[AnyArray]):
 
     def broadcast(self, values: AnyArray, shape: Shape) -> AnyArray:
         return NUMPY.laid_out(super().broadcast(values, shape))
+
+    def delay_forward(self, x: AnyArray, delays: Float32) -> AnyArray:
+        return delay.forward(NUMPY, x, delays)
+
+    def delay_backward(self, error: Float32, delays: Float32) -> Float32:
+        return delay.backward(NUMPY, error, delays)
+
+    def delay_gradient(self, x: AnyArray, delays: Float32, error: Float32) -> AnyArray:
+        return delay.gradient(NUMPY, x, delays, error)
 
     def moments(self, z: AnyArray, exponent: AnyArray) -> AnyArray:
         return batchnorm.moments(_channels_last(z), int(exponent[0]))

@@ -338,6 +338,15 @@ class JaxBackend(AbstractBackend[Array]):
     def channel_totals(self, x: Array, count: int) -> Array:
         return _totals(x, count)
 
+    def delay_forward(self, x: Array, delays: Array) -> Array:
+        return on_cpu.delay_forward(x, delays) if self._on_cpu else _delay_forward(x, delays)
+
+    def delay_backward(self, error: Array, delays: Array) -> Array:
+        return on_cpu.delay_backward(error, delays) if self._on_cpu else _delay_backward(error, delays)
+
+    def delay_gradient(self, x: Array, delays: Array, error: Array) -> Array:
+        return on_cpu.delay_gradient(x, delays, error) if self._on_cpu else _delay_gradient(x, delays, error)
+
     def moments(self, z: Array, exponent: Array) -> Array:
         if self._on_cpu:
             return on_cpu.moments(z, exponent)
@@ -575,6 +584,11 @@ _RULES: Mapping[type[Op], Rule[Array]] = {
     Upsample2d: Rule(lambda up, s: (_upsample(up, s), None), lambda up, _, d: _upsample_backward(up, d)),
     Flatten: Rule(lambda _, s: (_flat(s), s.shape), lambda _, shape, d: _unflat(shape, d)),
 }
+_delay_forward = _jit()(lambda x, delays: ARITHMETIC.delayed(x, ARITHMETIC.whole_delays(delays)))
+_delay_backward = _jit()(lambda error, delays: ARITHMETIC.delayed(error, -ARITHMETIC.whole_delays(delays)))
+_delay_gradient = in_float64(
+    lambda x, delays, error: ARITHMETIC.channel_totals(ARITHMETIC.delay_terms(x, delays, error), len(delays))
+)
 _totals = in_float64(ARITHMETIC.channel_totals)
 _moments = in_float64(partial(spec_batchnorm.moments, arithmetic=ARITHMETIC))
 _error_moments = in_float64(partial(spec_batchnorm.error_moments, arithmetic=ARITHMETIC))

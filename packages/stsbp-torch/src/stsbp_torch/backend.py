@@ -20,6 +20,7 @@ from stsbp_cpu.engine.forks import refuse_in_forks
 from stsbp_cpu.engine.openmp import let_waiting_threads_sleep
 from stsbp_cpu.engine.settings import settings_problem
 from stsbp_cpu.models.optim.update import update
+from stsbp_cpu.ops import delay
 from stsbp_spec.contract import grid
 from stsbp_spec.contract.arrays import NUMPY, ArrayArithmetic
 from stsbp_spec.contract.grid import WeightGrid
@@ -249,6 +250,21 @@ class TorchBackend(AbstractBackend[torch.Tensor]):
 
     def broadcast(self, values: torch.Tensor, shape: Shape) -> torch.Tensor:
         return laid_out(super().broadcast(values, shape))
+
+    def delay_forward(self, x: torch.Tensor, delays: torch.Tensor) -> torch.Tensor:
+        if not self._on_cpu:
+            return laid_out(super().delay_forward(x, delays))
+        return delay.forward(TENSORS, x, delays.detach().numpy())
+
+    def delay_backward(self, error: torch.Tensor, delays: torch.Tensor) -> torch.Tensor:
+        if not self._on_cpu:
+            return laid_out(super().delay_backward(error, delays))
+        return delay.backward(TENSORS, error, delays.detach().numpy())
+
+    def delay_gradient(self, x: torch.Tensor, delays: torch.Tensor, error: torch.Tensor) -> torch.Tensor:
+        if not self._on_cpu:
+            return super().delay_gradient(x, delays, error)
+        return torch.from_numpy(delay.gradient(TENSORS, x, delays.detach().numpy(), error))
 
     def moments(self, z: torch.Tensor, exponent: torch.Tensor) -> torch.Tensor:
         return batchnorm.moments(z, exponent) if self._on_cpu else super().moments(z, exponent)

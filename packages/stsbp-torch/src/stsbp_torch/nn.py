@@ -1038,8 +1038,8 @@ class Network(torch.nn.Module):
     The layers belong together: a layer cannot be called on its own or replaced. Its spikes and potentials are in the
     `Output`, if the network is called with `full=True`.
 
-    If neurons have learned parameters, call `clip_to_domain` after each step of the optimiser. Batch normalisation
-    updates its running statistics at each call in training mode.
+    If neurons have learned parameters, or delays are learned, call `clip_to_domain` after each step of the optimiser.
+    Batch normalisation updates its running statistics at each call in training mode.
 
     Args:
         spec: the network.
@@ -1133,6 +1133,7 @@ class Network(torch.nn.Module):
             and last.fires
             and inputs == (Edge(first.name),)
             and len(projections) == 1
+            and not any(name in self.spec.graph.delays for name in parameters)
         ):
             layer = _ProjectionLayer(name, torch_segment, first, parameters)
         else:
@@ -1171,7 +1172,7 @@ class Network(torch.nn.Module):
         return {name: tensors[name] for name in (*self.spec.parameters, *self.spec.statistics)}
 
     def clip_to_domain(self) -> None:
-        """Clip every learned parameter of the neurons to its domain."""
+        """Clip every learned parameter of the neurons, and every learned delay, to its domain."""
         for name, x in self.named().items():
             parameter = self.spec.parameters.get(name)
             if parameter is not None and parameter.learned is not None:

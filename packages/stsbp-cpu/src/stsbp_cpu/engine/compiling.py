@@ -66,6 +66,7 @@ SOURCES = (
     "stsbp_cpu.ops.batchnorm",
     "stsbp_cpu.ops.conv2d",
     "stsbp_cpu.ops.conv2d_bytes",
+    "stsbp_cpu.ops.delay",
     "stsbp_cpu.ops.dropout",
     "stsbp_cpu.ops.maxpool2d",
     "stsbp_cpu.equations.vectors",

@@ -41,7 +41,7 @@ from stsbp_jax.contract.grid import GridChoice, enable_x64
 from stsbp_jax.engine.host_callback import Making, host_call, one_at_a_time
 
 __all__ = [
-    "RULES", "channelwise", "dropout_mask", "error_grid", "error_moments", "fits", "fuse",
+    "RULES", "channelwise", "delay_backward", "delay_forward", "delay_gradient", "dropout_mask", "error_grid", "error_moments", "fits", "fuse",
     "gradient_squares",
     "largest_error", "moments", "of_channels", "population_backward",
     "population_forward", "recur", "sample_grid", "spike_count", "updated", "weight_grid",
@@ -411,6 +411,36 @@ def spike_count(s: Array) -> Array:
 def _spike_count(s: AnyArray) -> AnyArray:
     memory = NUMPY.view(s)
     return reductions.counts(memory.reshape(*memory.shape[:2], -1))
+
+
+def delay_forward(x: Array, delays: Array) -> Array:
+    """Implements `Operations.delay_forward`."""
+    delayed: Array = _call(_delay_forward, _shape_dtype(x.shape, x.dtype), x, delays)
+    return delayed
+
+
+def _delay_forward(x: AnyArray, delays: AnyArray) -> AnyArray:
+    return _cpu().delay_forward(x, delays)
+
+
+def delay_backward(error: Array, delays: Array) -> Array:
+    """Implements `Operations.delay_backward`."""
+    grad_input: Array = _call(_delay_backward, _shape_dtype(error.shape), error, delays)
+    return grad_input
+
+
+def _delay_backward(error: AnyArray, delays: AnyArray) -> AnyArray:
+    return _cpu().delay_backward(error, delays)
+
+
+def delay_gradient(x: Array, delays: Array, error: Array) -> Array:
+    """Implements `Operations.delay_gradient`."""
+    sums: Array = _call(_delay_gradient, _shape_dtype(delays.shape, np.float64), x, delays, error)
+    return sums
+
+
+def _delay_gradient(x: AnyArray, delays: AnyArray, error: AnyArray) -> AnyArray:
+    return _cpu().delay_gradient(x, delays, error)
 
 
 def moments(z: Array, exponent: Array) -> Array:

@@ -18,10 +18,11 @@ import numpy as np
 from jax import Array
 from stsbp_spec.distributed.collective import BatchSlice
 from stsbp_spec.engine.passes import Trace, backward_segment, forward_segment, states_after
-from stsbp_spec.engine.plan import Plan, Population, Segment, plan
+from stsbp_spec.engine.plan import Delays, Plan, Population, Segment, plan
 from stsbp_spec.engine.rules import Deferred, PassContext
 from stsbp_spec.networks.graph import Network, Neurons, Projection
 from stsbp_spec.networks.ops.batchnorm import STATISTICS, updated_statistic
+from stsbp_spec.networks.ops.delay import LearnedDelay
 from stsbp_spec.typing import Precision, Shape
 
 from stsbp_jax.backend import OPERATIONS
@@ -117,8 +118,11 @@ class JaxSegment:
             if norm is not None:
                 names += [f"{projection.name}.{suffix}" for suffix in (*norm.learned(), *norm.initial(1))]
         for bound_node in self.segment.bound_nodes:
-            if isinstance(bound_node.node.op, Neurons):
+            node = bound_node.node
+            if isinstance(node.op, Neurons):
                 names += bound_node.parameters.values()
+            elif isinstance(node.op, LearnedDelay):
+                names += [f"{node.name}.{parameter}" for parameter in node.op.learned()]
         return tuple(dict.fromkeys(names))
 
     @cached_property
@@ -131,6 +135,8 @@ class JaxSegment:
                 shapes[edge] = 1, delay, self._shape(source)
             if isinstance(step, Population):
                 shapes[step.name] = 1 + len(step.resumable[False].plain.forward.states), 1, self._shape(step.name)
+            elif isinstance(step, Delays):
+                shapes[step.name] = 1, step.op.kept_steps, self._shape(step.name)
         return shapes
 
     def _shape(self, name: str) -> Shape:

@@ -230,7 +230,7 @@ class ArrayArithmetic(Generic[Array]):
         times = xp.arange(x.shape[0], dtype=xp.int32).reshape((-1, *(1,) * (len(x.shape) - 1)))
         sources = times - self.broadcast(steps, tuple(x.shape[1:]))
         # An index outside is read at an end, and the result is not used.
-        shifted = xp.take_along_axis(x, xp.astype(xp.clip(sources, 0, last), xp.int64), axis=0)
+        shifted = xp.take_along_axis(x, xp.clip(sources, 0, last), axis=0)
         return xp.where((sources >= 0) & (sources <= last), shifted, 0)
 
     def delay_terms(self, x: Any, delays: Any, error: Any) -> Array:

@@ -31,6 +31,10 @@ class TorchNamespace:
         """The integers from 0 to `count - 1`."""
         return torch.arange(count, dtype=dtype, device=self._device)
 
+    def take_along_axis(self, x: torch.Tensor, indices: torch.Tensor, *, axis: int) -> torch.Tensor:
+        """Elements of `x` at indices along an axis, in the shape of both."""
+        return torch.take_along_dim(x, indices.long(), axis)
+
     def zeros(self, shape: Shape, *, dtype: torch.dtype) -> torch.Tensor:
         """Zeros of a type."""
         return torch.zeros(shape, dtype=dtype, device=self._device)

@@ -22,7 +22,7 @@ from typing import Any, NamedTuple, TypeAlias, TypeVar
 import torch
 from stsbp_spec.distributed.collective import BatchSlice
 from stsbp_spec.engine.passes import Trace, backward_segment, forward_segment, states_after
-from stsbp_spec.engine.plan import Population, Segment, plan
+from stsbp_spec.engine.plan import Delays, Population, Segment, plan
 from stsbp_spec.engine.rules import Deferred, PassContext
 from stsbp_spec.equations.assembly import neuron_equations
 from stsbp_spec.errors import BackendError, NumericError, ShapeError, SpecError
@@ -30,6 +30,7 @@ from stsbp_spec.models.learned import Learned
 from stsbp_spec.models.neurons.stored import as_text
 from stsbp_spec.networks.graph import Edge, Input, Network, Neurons, Node, Op, Projection, Values, Weighted
 from stsbp_spec.networks.ops.batchnorm import STATISTICS, updated_statistic
+from stsbp_spec.networks.ops.delay import LearnedDelay
 from stsbp_spec.typing import Shape
 from torch.utils import _pytree as pytree
 
@@ -157,6 +158,8 @@ class TorchSegment:
             elif isinstance(op, Neurons):
                 loops = self.network.recurrent.get(name, ())
                 names += [*(by_name[loop] for loop in loops), *bound_node.parameters.values()]
+            elif isinstance(op, LearnedDelay):
+                names += [f"{name}.{parameter}" for parameter in op.learned()]
         return tuple(dict.fromkeys(names))
 
     @cached_property
@@ -184,11 +187,15 @@ class TorchSegment:
             yield from ((edge, 1) for edge in step.delayed.values())
             if isinstance(step, Population):
                 yield step.name, 1 + len(step.equations[training].forward.states)
+            elif isinstance(step, Delays):
+                yield step.name, 1
 
     def shape_of_state(self, name: str) -> tuple[int, Shape]:
         """Number of steps in an array of the state, and shape of the array for one sample."""
         source, _, edge = name.partition(">")
-        return int(edge.rpartition("@")[2]) if edge else 1, self.network.values[source].shape
+        op = next(node.op for node in self.network.nodes if node.name == source)
+        kept_steps = op.kept_steps if isinstance(op, LearnedDelay) else 1
+        return int(edge.rpartition("@")[2]) if edge else kept_steps, self.network.values[source].shape
 
 
 @dataclass(frozen=True)
