@@ -25,6 +25,7 @@ from stsbp_spec.reference.backend import NumpyBackend
 STEPS, BATCH, GAIN = 5, 3, 6.0
 NOTATIONS = {
     "recurrent and delayed": "5R{delay=2,neuron=plif}",
+    "learned delays": "T2-3C3-T1-F-T9-4",
     "residual and normalised": "3C3p1bn-[3C3p1]+",
     "concatenated": """
         [[node]]

@@ -36,6 +36,7 @@ NOTATIONS = {
     "recurrent convolution": "4C3R3-6",
     "dropped before a recurrence": "6-D0.3-5R",
     "delayed": "6{delay=2}-5{delay=3}",
+    "learned delays": "T3-4C3-P2-T2-F-T9-6R",
     "residual": "4C3-[4C3p1-4C3p1]+-6",
     "normalised": "4C3bn-6bn",
     "nodes": """
