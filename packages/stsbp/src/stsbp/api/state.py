@@ -36,7 +36,7 @@ _OF_TORCH = {
     "dampening": 0,
 }
 """Arguments of optimisers of torch that a run does not have as settings, and the values that it has."""
-_AS_SETTINGS = ("lr", "total_steps", "warmup_steps", "weight_decay", "clip_norm", "momentum")
+_AS_SETTINGS = ("lr", "delay_lr", "total_steps", "warmup_steps", "weight_decay", "clip_norm", "momentum")
 """Hyperparameters of a trainer's optimiser that a run has as settings."""
 
 
@@ -225,15 +225,18 @@ def _settings_of_torch(spec: NetworkSpec, groups: Mapping[str, Mapping[str, Any]
             if (tuple(has) if isinstance(has, list) else has) != value:
                 raise ConfigError(f"state: a run continues with {key}={value}, but this optimiser has {has}; {_ALONE}")
     settings: dict[str, Any] = {"schedule": "constant", "warmup": 0.0}
-    for key in ("lr", "momentum", "weight_decay"):
+    for setting, key in (("lr", "lr"), ("delay_lr", "lr"), ("momentum", "momentum"), ("weight_decay", "weight_decay")):
         values = {
             name: float(array_of(group[key]).item())
             for name, group in groups.items()
-            if key in group and not (key == "weight_decay" and spec.parameters[name].learned is not None)
+            if key in group
+            and not (key == "weight_decay" and spec.parameters[name].learned is not None)
+            and not (key == "lr" and spec.parameters[name].is_delay != (setting == "delay_lr"))
         }
         if len(set(values.values())) > 1:
             raise ConfigError(f"state: groups of parameters have different {key}, but a run has only one; {_ALONE}")
-        settings |= {key: next(iter(values.values()))} if values else {}
+        settings |= {setting: next(iter(values.values()))} if values else {}
+    _check_delay_lr(spec, settings.get("delay_lr"))
     for name, group in groups.items():
         if spec.parameters[name].learned is not None and float(group["weight_decay"]):
             raise ConfigError(
@@ -241,6 +244,15 @@ def _settings_of_torch(spec: NetworkSpec, groups: Mapping[str, Mapping[str, Any]
                 "in a group of parameters with weight_decay=0"
             )
     return settings
+
+
+def _check_delay_lr(spec: NetworkSpec, delay_lr: float | None) -> None:
+    """Raise `ConfigError` if an optimiser leaves learned delays as they are by a learning rate of 0."""
+    if delay_lr == 0 and spec.graph.delays:
+        raise ConfigError(
+            "a run with delay_lr 0 trains learned delays at 100 times lr, but the optimiser has the learning rate 0 for "
+            "them; freeze them instead"
+        )
 
 
 def _frozen_settings(spec: NetworkSpec, frozen: Collection[str]) -> dict[str, str]:
@@ -277,9 +289,11 @@ def settings_of_trainer(trainer: Trainer[Any]) -> dict[str, Any]:
                 f"a run continues with {entry.name}={entry.default}, but the optimiser of the trainer has {value}; to "
                 "save the weights alone, give trainer.network as network and state.weights as weights"
             )
+    _check_delay_lr(trainer.network, optimizer.delay_lr)
     settings = {
         "optimizer": optimizer.name,
         "lr": float(optimizer.lr),
+        "delay_lr": float(optimizer.delay_lr or 0.0),
         "weight_decay": float(optimizer.weight_decay),
         "clip_norm": float(optimizer.clip_norm or 0.0),
         "schedule": "constant" if optimizer.total_steps is None else "cosine",

@@ -10,7 +10,7 @@ import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from stsbp_spec.models.decoders import equally_near
@@ -82,6 +82,18 @@ PAGE = OutputKind(
 """The kind of file that a page may replace."""
 
 
+class DelayCounts(NamedTuple):
+    """Number of channels with each delay in whole steps, `[maximum + 1]`.
+
+    Attributes:
+        before: before training; None: the run began with weights of another run.
+        after: at the checkpoint.
+    """
+
+    before: Int64 | None
+    after: Int64
+
+
 class Content:
     """The contents of the report of a run.
 
@@ -123,6 +135,7 @@ class Content:
         self.right: Sequence[Sample] = ()
         self.grids: Mapping[str, Mapping[str, float]] = {}
         self.learned: Mapping[str, AnyArray] = {}
+        self.delays: Mapping[str, DelayCounts] = {}
         self.notes: Sequence[str] = ()
         self.energy: Mapping[str, Any] | None = None
 
@@ -182,7 +195,7 @@ def render(content: Content) -> str:
         parts.append(samples_section(first, content.wrong, names, threshold, of_classes=bool(content.classes)))
         parts.append(samples_section(second, content.right, names, threshold, of_classes=bool(content.classes)))
     parts += [] if content.energy is None else [energy_section(content.energy)]
-    parts += [_layers(content), _settings(content), _environment(content)]
+    parts += [_layers(content), _delays(content), _settings(content), _environment(content)]
     return page(f"stsbp run {_name(content)}", parts)
 
 
@@ -573,6 +586,18 @@ def _layers(content: Content) -> str:
     heads += ["learned by neurons"] if content.learned else []
     table = "<table><tr>" + "".join(f"<th>{h}</th>" for h in heads) + f"</tr>{''.join(rows)}</table>"
     return f'<h2>Layers</h2><div class="row">{"".join(figures)}</div><div class="scroll">{table}</div>'
+
+
+def _delays(content: Content) -> str:
+    """Histograms of learned delays, before and after training; empty if there are none."""
+    figures = []
+    for name, counts in content.delays.items():
+        parts = {"before training": counts.before, "at this checkpoint": counts.after}
+        steps = [*range(len(counts.after))]
+        series = [Series(part, steps, [*map(float, x)]) for part, x in parts.items() if x is not None]
+        caption = f"{name}: number of channels with each delay in whole steps"
+        figures.append(_html_figure(caption, svg.lines(caption, "delay", series), svg.legend(series)))
+    return f'<h2>Learned delays</h2><div class="row">{"".join(figures)}</div>' if figures else ""
 
 
 def _learned(content: Content, layer: str) -> str:

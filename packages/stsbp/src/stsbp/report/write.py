@@ -7,13 +7,15 @@ from pathlib import Path
 
 import numpy as np
 from stsbp_spec.models.encoders.packed import unpacked
+from stsbp_spec.networks.initial_weights import initial_weights
+from stsbp_spec.typing import AnyArray, Int64
 
 from stsbp.config import RunConfig
 from stsbp.energy.stored import stored_energy
 from stsbp.errors import ConfigError, DataError
 from stsbp.files import real
 from stsbp.report.collect import Sample, choose, run_samples, survey
-from stsbp.report.page import PAGE, Content, render
+from stsbp.report.page import PAGE, Content, DelayCounts, render
 from stsbp.training.build import load_data
 from stsbp.training.metrics import read_records
 from stsbp.training.progress import Reporter
@@ -105,9 +107,30 @@ def _content(trained: Trained, folder: RunFolder, checkpoint: str, reporter: Rep
     content.learned = {
         name: task.backend.numpy(weights[name])
         for name, parameter in task.network.parameters.items()
-        if parameter.learned is not None
+        if parameter.learned is not None and not parameter.is_delay
+    }
+    first = initial_weights(task.network, task.config.seed, task.config.init_gain) if _drew_weights(content) else None
+    content.delays = {
+        name: DelayCounts(
+            None if first is None else _whole_steps(first[name], maximum),
+            _whole_steps(task.backend.numpy(weights[name]), maximum),
+        )
+        for name, maximum in task.network.graph.delays.items()
     }
     return content
+
+
+def _drew_weights(content: Content) -> bool:
+    """Whether the run began with random weights, and not with those of another run, of a file or of a caller."""
+    command = (content.starts[0].get("command") if content.starts else None) or ()
+    words = {str(word).partition("(")[0] for word in command}
+    return not content.config.init_from and bool(words & {"train", "experiment", "stsbp.train", "stsbp.experiment"})
+
+
+def _whole_steps(delays: AnyArray, maximum: int) -> Int64:
+    """Number of delays that are rounded to each number of steps, `[maximum + 1]`."""
+    counts: Int64 = np.bincount(np.rint(delays).astype(np.int64), minlength=maximum + 1)
+    return counts
 
 
 def _add_samples(content: Content, trained: Trained, request: ReportRequest, reporter: Reporter) -> None:
