@@ -127,7 +127,8 @@ def test_a_network_passes_its_errors_to_the_rule(monkeypatch: pytest.MonkeyPatch
         assert np.array_equal(delays, weights[name])
         bits = LearnedDelay.error_bits(SPEC.graph.values[name.removesuffix(".steps")], frames=STEPS * BATCH)
         largest = float(np.abs(error).max())
-        assert largest > 0 and is_on_grid(error, bits - math.frexp(largest)[1])
+        assert largest > 0
+        assert is_on_grid(error, bits - math.frexp(largest)[1])
         for c in range(len(delays)):
             low, total = math.floor(delays[c]), Fraction(0)
             for t in range(STEPS):
@@ -219,8 +220,12 @@ def test_initial_delays_are_uniform_and_leave_the_weights_as_they_were() -> None
     spec = NetworkSpec.parse("T20-64", input_shape=(2000,), outputs=3)
     weights = initial_weights(spec, 5)
     x = weights["delay1.steps"]
-    assert x.dtype == np.float32 and x.shape == (2000,) and x.min() >= 0 and x.max() <= 20
-    assert abs(x.mean() - 10) < 0.5 and abs(x.std() - 20 / math.sqrt(12)) < 0.3
+    assert x.dtype == np.float32
+    assert x.shape == (2000,)
+    assert x.min() >= 0
+    assert x.max() <= 20
+    assert abs(x.mean() - 10) < 0.5
+    assert abs(x.std() - 20 / math.sqrt(12)) < 0.3
     without = initial_weights(NetworkSpec.parse("64", input_shape=(2000,), outputs=3), 5)
     assert all(x.tobytes() == weights[name].tobytes() for name, x in without.items())
     assert not np.array_equal(x, initial_weights(spec, 6)["delay1.steps"])
@@ -237,9 +242,11 @@ def test_whole_delays_equal_fixed_delays() -> None:
     for first, second in ((3.0, 2.0), (3.4, 1.6)):
         delays = {"delay2.steps": np.full(5, first, np.float32), "delay3.steps": np.full(6, second, np.float32)}
         got = NUMPY.value_and_grad(learned, VanRossum(), {**weights, **delays}, data, precision="reproducible")
-        assert np.array_equal(got.spikes, expected.spikes) and expected.spikes.any()
+        assert np.array_equal(got.spikes, expected.spikes)
+        assert expected.spikes.any()
         for name, gradient in expected.gradients.items():
-            assert gradient.tobytes() == got.gradients[name].tobytes() and gradient.any()
+            assert gradient.tobytes() == got.gradients[name].tobytes()
+            assert gradient.any()
 
 
 def test_a_delay_longer_than_the_run_silences_its_channel() -> None:
@@ -262,7 +269,8 @@ def test_a_delay_longer_than_the_run_silences_its_channel() -> None:
 def test_notation(notation: str, names: list[str]) -> None:
     spec = NetworkSpec.parse(notation, input_shape=(2, 8, 8), outputs=3)
     again = NetworkSpec.parse(spec.notation, input_shape=(2, 8, 8))
-    assert again == spec and again.graph == spec.graph
+    assert again == spec
+    assert again.graph == spec.graph
     assert str(spec).startswith(notation.split("-")[0])
     assert [name for name, parameter in spec.parameters.items() if parameter.is_delay][: len(names)] == names
     for name, parameter in spec.parameters.items():
@@ -308,7 +316,8 @@ def test_nodes() -> None:
     spec = NetworkSpec.parse(NODES, input_shape=(4,), outputs=3, neuron=LIF(3, 5 / 3, 0.4))
     assert spec.graph.delays == {"late.steps": 6, "later.steps": 2}
     assert NetworkSpec.parse(spec.notation, input_shape=(4,)) == spec
-    assert "T6 <- input" in spec.table() and 'layer = "T6"' in spec.notation
+    assert "T6 <- input" in spec.table()
+    assert 'layer = "T6"' in spec.notation
     got = NUMPY.value_and_grad(
         spec,
         VanRossum(),
@@ -316,12 +325,14 @@ def test_nodes() -> None:
         Batch(spikes(STEPS, 2, 4), spikes(STEPS, 2, 3, seed=1)),
         precision="reproducible",
     )
-    assert got.gradients["late.steps"].any() and got.gradients["later.steps"].any()
+    assert got.gradients["late.steps"].any()
+    assert got.gradients["later.steps"].any()
 
 
 def test_table_counts_delays() -> None:
     table = SPEC.table().splitlines()
-    assert table[2].split() == ["T5", "2x8x8", "2"] and table[7].split() == ["T2", "54", "54"]
+    assert table[2].split() == ["T5", "2x8x8", "2"]
+    assert table[7].split() == ["T2", "54", "54"]
     assert table[-1].split()[1] == f"{sum(math.prod(p.shape) for p in SPEC.parameters.values()):,}"
 
 

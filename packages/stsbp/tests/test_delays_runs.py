@@ -16,7 +16,7 @@ import stsbp
 from click.testing import Result
 from safetensors.numpy import load_file
 from stsbp.api.state import settings_of_trainer
-from stsbp.config import RunConfig, SettingsSource, read_toml, resolve
+from stsbp.config import RunConfig, SettingsSource, resolve
 from stsbp.errors import ConfigError
 from stsbp.training.optimizer import build_optimizer
 from stsbp_spec.engine.backend import Batch
@@ -27,7 +27,6 @@ from stsbp_spec.networks.spec import NetworkSpec
 from stsbp_spec.reference.backend import NumpyBackend
 
 Call = Callable[..., Result]
-SameRun = Callable[[Path, Path], None]
 
 TINY = ("--net", "12-T3-8-T2-6", "--steps", "6", "--epochs", "2", "--limit", "60", "--holdout", "20")
 OPTIONS = (*TINY, "--batch-size", "20", "--delay-lr", "0.5", "--init-gain", "4", "--precision", "reproducible")
@@ -50,10 +49,10 @@ def test_the_learning_rate_of_delays() -> None:
     assert (optimizer.lr, optimizer.weight_decay, optimizer.warmup_steps) == (0.25, 0.0, 10)
 
 
-def test_a_run(stsbp: Call, same_run: SameRun, tmp_path: Path) -> None:
+def test_a_run(stsbp: Call, tmp_path: Path) -> None:
     done = stsbp("train", "digits", *OPTIONS, "--out", tmp_path / "run")
     assert done.exit_code == 0, done.output
-    assert read_toml(tmp_path / "run" / "config.toml")["delay_lr"] == 0.5
+    assert "delay_lr = 0.5" in (tmp_path / "run" / "config.toml").read_text()
     network = NetworkSpec.parse("12-T3-8-T2-6", input_shape=(1, 8, 8), outputs=10, coding="direct")
     start, tensors = initial_weights(network, 0, 4.0), _tensors(tmp_path / "run")
     for name, maximum in (("delay2.steps", 3), ("delay3.steps", 2)):
@@ -132,7 +131,7 @@ def test_a_trainer_is_saved_with_the_learning_rate_of_its_delays(tmp_path: Path)
     with pytest.raises(ConfigError, match="freeze them instead"):
         settings_of_trainer(_trainer(AdamW(delay_lr=0.0)))
     data = (inputs, np.array([0, 1, 2, 0, 1, 2]))
-    run = stsbp.save_run(trainer, tmp_path / "saved", state=state, data=data, batch_size=3, backend="numpy")
+    run = stsbp.save_run(trainer, tmp_path / "saved", state=state, data=data, batch_size=6, backend="numpy")
     assert run.settings.delay_lr == 0.125
     again = stsbp.load_run(tmp_path / "saved", backend="numpy")
     assert again.settings.delay_lr == 0.125
@@ -159,5 +158,5 @@ def test_an_optimiser_of_torch_has_a_group_for_delays(tmp_path: Path) -> None:
     optimizer.step()
     net.clip_to_domain()
     data = (inputs, np.array([0, 1, 2, 0, 1, 2]))
-    run = stsbp.save_run(net, tmp_path / "saved", state=optimizer, data=data, batch_size=3, loss="van-rossum")
+    run = stsbp.save_run(net, tmp_path / "saved", state=optimizer, data=data, batch_size=6, loss="van-rossum")
     assert (run.settings.lr, run.settings.delay_lr, run.settings.weight_decay) == (2e-3, 0.125, 0.01)

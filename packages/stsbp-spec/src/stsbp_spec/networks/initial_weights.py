@@ -4,7 +4,8 @@
 `gain sqrt(2 / fan_in)` (He et al. 2015) if `area` is 1. `area` is the sum over time of the potential of one spike. It
 is 1, unless the gain of the synapse is `unit` (ops/psp.py). The division makes training start alike with both
 gains. The weights are computed in float64 and rounded once. Learned parameters of neurons start at the values that
-their model gives. Learned delays are uniform in `(0, maximum)`, rounded once. Running statistics of batch normalisation start with mean 0 and variance 1.
+their model gives. Learned delays are uniform in `(0, maximum)`, rounded once. Running statistics of batch normalisation
+start with mean 0 and variance 1.
 """
 
 from __future__ import annotations

@@ -250,8 +250,8 @@ def _check_delay_lr(spec: NetworkSpec, delay_lr: float | None) -> None:
     """Raise `ConfigError` if an optimiser leaves learned delays as they are by a learning rate of 0."""
     if delay_lr == 0 and spec.graph.delays:
         raise ConfigError(
-            "a run with delay_lr 0 trains learned delays at 100 times lr, but the optimiser has the learning rate 0 for "
-            "them; freeze them instead"
+            "a run with delay_lr 0 trains learned delays at 100 times lr, but the optimiser has the learning rate 0 "
+            "for them; freeze them instead"
         )
 
 

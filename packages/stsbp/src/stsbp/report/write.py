@@ -124,7 +124,7 @@ def _drew_weights(content: Content) -> bool:
     """Whether the run began with random weights, and not with those of another run, of a file or of a caller."""
     command = (content.starts[0].get("command") if content.starts else None) or ()
     words = {str(word).partition("(")[0] for word in command}
-    return not content.config.init_from and bool(words & {"train", "experiment", "stsbp.train", "stsbp.experiment"})
+    return not content.config.init_from and not words & {"import", "convert", "stsbp.save_run"}
 
 
 def _whole_steps(delays: AnyArray, maximum: int) -> Int64:

@@ -37,8 +37,8 @@ def fan_out(network: NetworkSpec, block: Block) -> dict[Edge, Int64]:
     """Number of a block's weights that a spike of each neuron meets, by the populations (or input) it reads.
 
     Each is `[C, H, W]` or `[N]`. Pooling, dropout and merged branches in between pass spikes on, and the delay of an
-    edge is that of the whole way. Max pooling makes new spikes and learned delays hold spikes back, so their own nodes are
-    listed instead of the nodes that they read. Weights that read pixels are left out.
+    edge is that of the whole way. Max pooling makes new spikes and learned delays hold spikes back, so their own nodes
+    are listed instead of the nodes that they read. Weights that read pixels are left out.
     """
     graph, fans = network.graph, dict[Edge, Int64]()
     nodes = {node.name: node for node in graph.nodes}
