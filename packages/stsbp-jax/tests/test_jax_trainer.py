@@ -267,3 +267,23 @@ def test_the_step_of_a_mask_may_be_a_number_of_any_integer_type() -> None:
     masks = [np.asarray(JAX.dropout_mask(1, 16, step, (2, 50), 0.5)) for step in (3, np.int8(3), np.uint64(3))]  # type: ignore[arg-type]
     assert 0 < masks[0].mean() < 1
     assert all(np.array_equal(mask, masks[0]) for mask in masks)
+
+
+@pytest.mark.parametrize("device", ["cpu", "cpu:xla"])
+def test_delays_that_change_compile_nothing(device: str, caplog: pytest.LogCaptureFixture) -> None:
+    network = NetworkSpec.parse("T5-6-T3-5", input_shape=(6,), outputs=4)
+    trainer = JaxBackend(device).trainer(network, VanRossum(), AdamW(lr=1e-3, delay_lr=1.0))
+    state, whole_steps = trainer.init(initial_weights(network, seed=0)), set[bytes]()
+    with caplog.at_level(logging.INFO, logger="stsbp_jax"):
+        for batch in batches(network, [4] * 4):
+            state, _ = trainer.step(state, batch)
+            trainer.predict(state, batch.inputs, 8)
+            delays = trainer.export_state(state)["weight/delay2.steps"]
+            whole_steps.add(np.rint(delays).tobytes())
+    assert len(whole_steps) > 1
+    # Two updates: that of the delays has constants and a domain of its own.
+    compiled = [r.getMessage().rsplit(" in ")[0] for r in caplog.records]
+    assert [text for text in compiled if text != "compiled weight grids"] == [
+        *("compiled gradients", "compiled update", "compiled update", "compiled output"),
+    ]
+    assert len(compiled) == len(set(compiled)) + 1

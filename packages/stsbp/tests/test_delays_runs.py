@@ -72,7 +72,7 @@ def test_a_run(stsbp: Call, tmp_path: Path) -> None:
     assert "<h2>Learned delays</h2>" in page
     assert page.count("delay2.steps: number of channels") >= 1
     assert "before training" in page
-    assert stsbp("energy", tmp_path / "run").exit_code == 0
+    assert stsbp("evaluate", tmp_path / "run", "--energy").exit_code == 0
     for kind, message in (("c", "no C source for LearnedDelay"), ("onnx", "LearnedDelay"), ("nir", "delay2 cannot be")):
         refused = stsbp("export", tmp_path / "run", "--to", kind, "--out", tmp_path / kind)
         assert refused.exit_code == 1
@@ -80,7 +80,6 @@ def test_a_run(stsbp: Call, tmp_path: Path) -> None:
 
 
 def test_a_resumed_run_is_the_undivided_one(stsbp: Call, tmp_path: Path) -> None:
-    assert stsbp("train", "digits", *OPTIONS, "--out", tmp_path / "whole").exit_code == 0
     # One epoch less has another schedule, so that the rate must be constant.
     constant = ("--schedule", "constant")
     assert stsbp("train", "digits", *OPTIONS, *constant, "--out", tmp_path / "two").exit_code == 0

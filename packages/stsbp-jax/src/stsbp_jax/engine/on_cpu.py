@@ -41,7 +41,8 @@ from stsbp_jax.contract.grid import GridChoice, enable_x64
 from stsbp_jax.engine.host_callback import Making, host_call, one_at_a_time
 
 __all__ = [
-    "RULES", "channelwise", "delay_backward", "delay_forward", "delay_gradient", "dropout_mask", "error_grid", "error_moments", "fits", "fuse",
+    "RULES", "channelwise", "delay_backward", "delay_forward", "delay_gradient",
+    "dropout_mask", "error_grid", "error_moments", "fits", "fuse",
     "gradient_squares",
     "largest_error", "moments", "of_channels", "population_backward",
     "population_forward", "recur", "sample_grid", "spike_count", "updated", "weight_grid",

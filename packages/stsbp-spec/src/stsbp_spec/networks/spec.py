@@ -213,7 +213,8 @@ class NetworkSpec:
         """The network as a graph.
 
         The nodes are `input`, and for each layer for example `conv1` and `neurons1`. Other names are
-        `conv1.recurrent`, `pool2.0`, `dropout2.1`, `add3.0` for the sum after branches, and `delay2` for learned delays.
+        `conv1.recurrent`, `pool2.0`, `dropout2.1`, `add3.0` for the sum after branches, and `delay2` for learned
+        delays.
         """
         source = Node("input", Input(self.input_shape, self.coding, self.input_psp, self.input_max))
         return Network((source, *(self.nodes or self._built.nodes)))
