@@ -10,6 +10,9 @@ import numpy as np
 import pytest
 from stsbp_spec import SGD, Adam, AdamW, Batch, LearnedDelay, NetworkSpec, initial_weights
 from stsbp_spec.contract.grid import is_on_grid
+from stsbp_spec.distributed.collective import BatchSlice
+from stsbp_spec.engine.plan import Delays, plan
+from stsbp_spec.engine.rules import Deferred, PassContext
 from stsbp_spec.engine.trainer import Trainer
 from stsbp_spec.errors import ExactnessError, NetworkError, NumericError, ShapeError, SpecError
 from stsbp_spec.models.losses import VanRossum
@@ -356,3 +359,35 @@ def test_refused(notation: str, options: dict[str, Any], message: str) -> None:
 def test_names_of_delays_are_unique() -> None:
     with pytest.raises(NetworkError, match="has a parameter of this name; rename the node"):
         NetworkSpec.parse(NODES.replace("both", "late.steps"), input_shape=(4,), outputs=3)
+
+
+def test_gradients_after_a_state_read_the_steps_before_it() -> None:
+    """The gradient of a chunk is that of the whole run whose errors before the chunk are zero."""
+    network = NetworkSpec.parse("T3-4", input_shape=(5,), outputs=3).graph
+    step = plan(NUMPY, network, of_input=True, fused=False).segments[0].steps[0]
+    assert isinstance(step, Delays)
+    x, delays = spikes(9, BATCH, 5), np.array([0.0, 0.75, 1.5, 2.5, 3.0], np.float32)
+    error = np.random.default_rng(4).normal(size=x.shape).astype(np.float32)
+    part = BatchSlice(0, BATCH, BATCH)
+
+    def passes(x: AnyArray, error: Float32, states: Any) -> tuple[AnyArray, AnyArray, AnyArray, Any]:
+        run = PassContext({"delay1.steps": delays}, len(x), None, part, initial_states=states)
+        output, saved = next(step.forward([run], iter([(x,)])))
+        result = next(step.backward([run], iter([saved]), iter([error]), "reproducible"))
+        (ds,) = result.grad_inputs
+        assert not isinstance(ds, (Deferred, type(None)))
+        return output, ds, result.gradients["delay1.steps"], saved.after
+
+    for first in (1, 2, 6):
+        late = error.copy()
+        late[:first] = 0
+        output, ds, gradient, nothing = passes(x, late, None)
+        assert nothing == ()
+        before, _, of_zeros, after = passes(x[:first], late[:first], {})
+        assert not of_zeros.any()
+        chunk, of_chunk, gradient_of_chunk, _ = passes(x[first:], late[first:], {step.name: after})
+        assert np.array_equal(np.concatenate([before, chunk]), output)
+        assert np.array_equal(of_chunk, ds[first:])
+        # A grid for fewer steps has more bits.
+        assert gradient_of_chunk == pytest.approx(gradient, rel=1e-10)
+        assert gradient.all()
