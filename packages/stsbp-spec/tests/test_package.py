@@ -34,6 +34,7 @@ PUBLIC = [
     "Dropout",
     "Hamming",
     "LayerRun",
+    "LearnedDelay",
     "Linear",
     "Loss",
     "NetworkSpec",

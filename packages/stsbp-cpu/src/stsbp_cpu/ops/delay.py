@@ -54,7 +54,7 @@ def _by_channel(layout: Layout[Array], x: Array) -> AnyArray:
 
 def _moved(layout: Layout[Array], x: Array, steps: Int32) -> Array:
     source = _by_channel(layout, x)
-    out = layout.empty(tuple(x.shape), source.dtype.type)  # type: ignore[attr-defined]
+    out = layout.empty(tuple(x.shape), source.dtype.type)
     with threads_for(source.size):
         _shifted(source, steps, _by_channel(layout, out))
     return out
