@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 from stsbp_jax.backend import JaxBackend
-from stsbp_spec import AbstractBackend, AdamW, Batch, NetworkSpec, VanRossum, initial_weights
+from stsbp_spec import AdamW, Batch, NetworkSpec, VanRossum, initial_weights
 from stsbp_spec.reference.backend import NumpyBackend
 
 NUMPY = NumpyBackend()
@@ -46,7 +46,7 @@ def test_training(device: str, notation: str) -> None:
     inputs = (rng.random((STEPS, BATCH, *spec.input_shape)) < 0.3).astype(np.uint8)
     batch = Batch(inputs, (rng.random((STEPS, BATCH, 3)) < 0.3).astype(np.uint8))
     states = []
-    runs: list[tuple[AbstractBackend[Any], int | None]] = [
+    runs: list[tuple[Any, int | None]] = [
         (NUMPY, None),
         (JaxBackend(device), None),
         (JaxBackend(device), 2),

@@ -152,7 +152,9 @@ def test_an_optimiser_of_torch_has_a_group_for_delays(tmp_path: Path) -> None:
     others = [x for name, x in named.items() if not spec.parameters[name].is_delay]
     groups = [{"params": others, "weight_decay": 0.01}, {"params": delays, "lr": 0.125, "weight_decay": 0.0}]
     optimizer = torch.optim.AdamW(groups, lr=2e-3)
-    spike_loss(VanRossum(), net(torch.from_numpy(inputs)), torch.from_numpy(targets), psp=spec.output_psp).backward()
+    spikes = net(torch.from_numpy(inputs))
+    loss: Any = spike_loss(VanRossum(), spikes, torch.from_numpy(targets), psp=spec.output_psp)
+    loss.backward()
     assert all(x.grad is not None for x in named.values())
     optimizer.step()
     net.clip_to_domain()

@@ -17,8 +17,7 @@ from stsbp_spec.contract.grid import EXACT_LIMIT_BITS, ceil_log2, error_bits
 from stsbp_spec.errors import NetworkError, SpecError
 from stsbp_spec.models.learned import Learned, learned_name
 from stsbp_spec.models.neurons.base import NeuronModel
-from stsbp_spec.networks.ops.base import Op, Values, Weighted
-from stsbp_spec.networks.ops.delay import MAX_DELAY, LearnedDelay
+from stsbp_spec.networks.ops.base import MAX_DELAY, Op, Passing, Values, Weighted
 from stsbp_spec.networks.ops.psp import PSP
 from stsbp_spec.typing import Coding, Float32, Shape
 from stsbp_spec.validation import integer, listed, shown
@@ -445,7 +444,7 @@ class Network:
             elif isinstance(op, Neurons):
                 for _, name, learned in bound_node.learns:
                     parameters[name] = Parameter(learned.shape(bound_node.output.shape), learned)
-            elif isinstance(op, LearnedDelay):
+            elif isinstance(op, Passing):
                 for name, learned in op.learned().items():
                     parameters[f"{bound_node.node.name}.{name}"] = Parameter(
                         learned.shape(bound_node.output.shape), learned, is_delay=True
@@ -456,10 +455,10 @@ class Network:
     def delays(self) -> Mapping[str, int]:
         """The largest number of steps of all learned delays, by the names of their parameters."""
         return {
-            f"{node.name}.{name}": node.op.maximum
+            f"{node.name}.{name}": int(learned.high)
             for node in self.nodes
-            if isinstance(node.op, LearnedDelay)
-            for name in node.op.learned()
+            if isinstance(node.op, Passing)
+            for name, learned in node.op.learned().items()
         }
 
     @cached_property
@@ -486,7 +485,7 @@ def _names(bound_node: BoundNode) -> list[str]:
     name, op = bound_node.node.name, bound_node.node.op
     if isinstance(op, Neurons):
         return [parameter for _, parameter, _ in bound_node.learns]
-    if isinstance(op, LearnedDelay):
+    if isinstance(op, Passing):
         return [f"{name}.{parameter}" for parameter in op.learned()]
     if not isinstance(op, Weighted):
         return []

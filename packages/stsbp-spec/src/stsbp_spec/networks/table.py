@@ -8,7 +8,7 @@ from typing import NamedTuple, TypeAlias
 
 from stsbp_spec.networks.graph import BoundNode, Input, Network, Neurons, Projection, Weighted
 from stsbp_spec.networks.layers import Block
-from stsbp_spec.networks.ops.delay import LearnedDelay
+from stsbp_spec.networks.ops.base import Passing
 from stsbp_spec.typing import Shape
 
 __all__ = ["LayerLine", "described", "table"]
@@ -68,7 +68,7 @@ def _owned(bound_node: BoundNode) -> tuple[str, ...]:
     op, name = bound_node.node.op, bound_node.node.name
     if isinstance(op, Neurons):
         return tuple(bound_node.parameters.values())
-    if isinstance(op, LearnedDelay):
+    if isinstance(op, Passing):
         return tuple(f"{name}.{parameter}" for parameter in op.learned())
     norm = op.norm if isinstance(op, Weighted) else None
     return () if norm is None else tuple(f"{name}.{parameter}" for parameter in norm.learned())

@@ -22,8 +22,8 @@ import numpy as np
 from stsbp_spec.errors import SpecError
 from stsbp_spec.models.neurons import IF, LIF, PLIF, NeuronModel, Readout
 from stsbp_spec.models.surrogates import Surrogate
-from stsbp_spec.networks.graph import MAX_DELAY
 from stsbp_spec.networks.ops import AvgPool2d, Conv2d, Linear
+from stsbp_spec.networks.ops.base import MAX_DELAY
 from stsbp_spec.typing import AnyArray, Float64
 from stsbp_spec.validation import MAX_SIZE, shown
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import sys
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Generic
 
@@ -18,13 +18,30 @@ import numpy as np
 from stsbp_spec.contract.arrays import NUMPY, ArrayArithmetic
 from stsbp_spec.contract.grid import EXACT_LIMIT_BITS, MAX_WEIGHT_BITS, MIN_WEIGHT_BITS
 from stsbp_spec.errors import ExactnessError, SpecError
+from stsbp_spec.models.learned import Learned
 from stsbp_spec.networks.ops.axes import PerAxis, per_axis, rows_and_columns
 from stsbp_spec.networks.ops.batchnorm import BatchNorm
 from stsbp_spec.networks.ops.psp import IDENTITY, PSP, Biased, SynapticFilter
 from stsbp_spec.typing import Array, Int64, Shape
 from stsbp_spec.validation import integer, shown
 
-__all__ = ["Derived", "Merge", "Op", "Passing", "Pool2d", "Rule", "Values", "Weighted", "normalisation", "weight_bits"]
+__all__ = [
+    "MAX_DELAY",
+    "Derived",
+    "Merge",
+    "Op",
+    "Passing",
+    "Pool2d",
+    "Rule",
+    "Values",
+    "Weighted",
+    "normalisation",
+    "weight_bits",
+]
+
+
+MAX_DELAY = 2**16
+"""Largest delay in steps."""
 
 
 @dataclass(frozen=True)
@@ -127,6 +144,10 @@ class Passing(Op):
     @abstractmethod
     def output_shape(self, shape: Shape) -> Shape:
         """Shape of the output for an input of `shape`. Raises `SpecError` if the input does not fit."""
+
+    def learned(self) -> Mapping[str, Learned]:
+        """Its learned parameters by name: delays in steps (delay.py), and none of other operations."""
+        return {}
 
     def at(self, shape: Shape) -> Passing:
         """The operation in the form that backends use, for an input of `shape`."""

@@ -26,14 +26,11 @@ from typing import ClassVar
 from stsbp_spec.contract.grid import sum_bits
 from stsbp_spec.errors import ExactnessError, SpecError
 from stsbp_spec.models.learned import Learned
-from stsbp_spec.networks.ops.base import Passing, Values
+from stsbp_spec.networks.ops.base import MAX_DELAY, Passing, Values
 from stsbp_spec.typing import Shape
 from stsbp_spec.validation import integer, shown
 
-__all__ = ["MAX_DELAY", "LearnedDelay"]
-
-MAX_DELAY = 2**16
-"""Largest delay in steps."""
+__all__ = ["LearnedDelay"]
 
 _FEWEST_BITS = 8
 
