@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 from stsbp_spec import AdamW, Batch, NetworkSpec, VanRossum, initial_weights
@@ -44,7 +46,8 @@ def test_training(device: str, notation: str) -> None:
     inputs = (rng.random((STEPS, BATCH, *spec.input_shape)) < 0.3).astype(np.uint8)
     batch = Batch(inputs, (rng.random((STEPS, BATCH, 3)) < 0.3).astype(np.uint8))
     states = []
-    for backend, micro_batch in ((NUMPY, None), (TorchBackend(device), None), (TorchBackend(device), 2)):
+    runs: list[tuple[Any, int | None]] = [(NUMPY, None), (TorchBackend(device), None), (TorchBackend(device), 2)]
+    for backend, micro_batch in runs:
         optimizer = AdamW(lr=0.01, delay_lr=0.5, weight_decay=0.01)
         trainer = backend.trainer(spec, VanRossum(), optimizer, precision="reproducible", micro_batch=micro_batch)
         state = trainer.init(initial_weights(spec, 1, 3.0))
