@@ -94,6 +94,19 @@ SEVERAL = "".join(
         node("out", 'neurons = ""', 'from = ["third"]'),
     ]
 )
+DELAYED = "".join(
+    [
+        node("late", 'layer = "T9"', 'from = [{node = "input", delay = 2}]'),
+        node("a", 'weights = "6"', 'from = [{node = "late", delay = 3}]'),
+        node("one", 'neurons = ""', 'from = "a"'),
+        node("far", 'layer = "T4"', 'from = "one"'),
+        node("farther", 'layer = "T5"', 'from = "far"'),
+        node("both", "add = true", 'from = ["far", "farther", "one"]'),
+        node("more", 'layer = "T3"', 'from = "both"'),
+        node("out", 'weights = "4"', 'from = "more"'),
+        node("output", 'neurons = ""', 'from = "out"'),
+    ]
+)
 IMAGE_TWICE = "".join(
     [
         node("int", 'layer = "F"', 'from = "input"'),
@@ -111,6 +124,13 @@ IMAGE_TWICE = "".join(
 def network(net: str, shape: tuple[int, ...] = (12,), **more: Any) -> NetworkSpec:
     settings: dict[str, Any] = {"outputs": 4, "neuron": LIF(3.0, 5 / 3), **more}
     return NetworkSpec.parse(net, input_shape=shape, **settings)
+
+
+def without_delays(drawn_case: Case) -> Case:
+    """A network whose learned delays are less than half a step."""
+    weights = {key: np.minimum(x, 0.5) if key.endswith(".steps") else x for key, x in drawn_case.weights.items()}
+    run = open_backend("numpy").run(drawn_case.network, weights, drawn_case.inputs, len(drawn_case.inputs))
+    return replace(drawn_case, weights=weights, run=run)
 
 
 def silent_from(net: str, step: int, steps: int, neuron: NeuronModel) -> Case:
@@ -145,6 +165,9 @@ ALONE = {
     "few bits": lambda: drawn(network("10", weight_bits=4), 3),
     "odd names": lambda: drawn(network("10-8", neuron=Odd()), 3),
     "long": lambda: drawn(network("10-8{delay=7}", neuron=LIF(20.0, 9.0)), 3, 60, 1),
+    "counts delayed by channel": lambda: drawn(network("T7-4C3p1-P2-T300-10", (2, 8, 8), input_max=3), 6, 330, 1),
+    "learned and fixed delays": lambda: drawn(network(DELAYED), 6, 24),
+    "delays of 0": lambda: without_delays(drawn(network("10-T3-8"), 3)),
     "silence": lambda: silent_from("10-8", 4, 60, LIF(1.25, 1.2)),
     "at the threshold": lambda: drawn(network("10-8", neuron=IF(tau_s=1.0, threshold=2.0), weight_bits=2), 3),
 }
@@ -293,7 +316,7 @@ def test_tables_and_state_have_the_printed_sizes(built: Built) -> None:
     chosen = [
         c_source
         for c_source in built.sources
-        if c_source.stem in ("residual", "nodes", "image_twice", "few_bits", "plif")
+        if c_source.stem in ("residual", "nodes", "image_twice", "few_bits", "plif", "learned_delays")
     ]
     subprocess.run(
         [GCC, "-std=c99", "-c", *(f"{c_source.stem}.c" for c_source in chosen)], cwd=built.folder, check=True
@@ -311,6 +334,31 @@ def test_tables_and_state_have_the_printed_sizes(built: Built) -> None:
     ]
     text = "\n".join([*lines, *checks, ""])
     subprocess.run([GCC, "-fsyntax-only", "-x", "c", "-"], cwd=built.folder, input=text, text=True, check=True)
+
+
+def test_learned_delays_keep_a_bit_for_each_spike_on_its_way() -> None:
+    delays_case = case_named("learned delays of maps")
+    for name in ("delay2", "delay3"):
+        delays, header = np.rint(delays_case.weights[f"{name}.steps"]), exported("learned delays of maps").header
+        area = {"delay2": 8 * 8, "delay3": 3 * 3}[name]
+        assert 0 < delays.sum() < len(delays) * delays.max()
+        assert f"uint8_t {name}_past[{-(-int(delays.sum()) * area // 8)}];" in header
+        assert f"uint8_t {name}_at[{len(delays)}];" in header
+    # Counts of events take a byte.
+    counts = case_named("counts delayed by channel")
+    delays = np.rint(counts.weights["delay1.steps"])
+    header = exported("counts delayed by channel").header
+    assert f"uint8_t delay1_past[{int(delays.sum()) * 8 * 8}];" in header
+    assert "uint16_t delay2_at[4];" in header
+    assert not re.search(r"delay\w*_past", exported("delays of 0").header)
+
+
+def test_the_longest_delays_fit_their_types() -> None:
+    delays_case = drawn(network("10-T65536-8"), 3)
+    delays_case.weights["delay2.steps"][:2] = 65536, 40000
+    c_source = source(program(delays_case.network, delays_case.weights), LIKE_THIS)
+    assert re.search(r"static const int32_t delay2_steps\[10\] = \{\s*65536, 40000,", c_source.source)
+    assert "uint16_t delay2_at[10];" in c_source.header
 
 
 def test_unread_currents_and_shared_tables_take_no_memory() -> None:

@@ -225,6 +225,8 @@ SMALL: dict[str, Small] = {
     "second order": Small("10", tau_s=4.0, tau_rise=1.5),
     "dropout": Small("10d0.2"),
     "delay": Small("10-8{delay=3}"),
+    "learned delays": Small("T5-10-T4-8"),
+    "learned delays of maps": Small("4C3p1-T4-6C3s2-[T3|]+-F-T2-8", IMAGE),
     "branches": Small("[10|10{delay=1}]+-6"),
     "recurrent": Small("10R"),
     "one to one": Small("10{recurrent=one-to-one}"),

@@ -17,9 +17,10 @@ from stsbp_spec.equations.assembly import Constants, neuron_equations
 from stsbp_spec.equations.expressions import Recurrence
 from stsbp_spec.networks.graph import BoundNode, Neurons, Node, Projection
 from stsbp_spec.networks.ops.batchnorm import ChannelArithmetic, of_running
+from stsbp_spec.networks.ops.delay import LearnedDelay
 from stsbp_spec.networks.spec import NetworkSpec
 from stsbp_spec.reference.backend import NumpyBackend
-from stsbp_spec.typing import Float32
+from stsbp_spec.typing import Float32, Int32
 
 __all__ = ["About", "GridWeights", "NetworkProgram", "PopulationStep", "RunningNorm", "program"]
 
@@ -109,11 +110,14 @@ class NetworkProgram:
         network: the network; its nodes in their order: `network.graph.nodes`.
         weights: nodes with weights, by name.
         populations: nodes of neurons, by name.
+        delays: the whole delays in steps of nodes with learned delays, `[C]` by name of the node. The network reads
+            nothing else of the learned numbers in evaluation.
     """
 
     network: NetworkSpec
     weights: Mapping[str, GridWeights]
     populations: Mapping[str, PopulationStep]
+    delays: Mapping[str, Int32]
 
     @property
     def nodes(self) -> tuple[Node, ...]:
@@ -152,7 +156,13 @@ def program(network: NetworkSpec, weights: Mapping[str, Float32]) -> NetworkProg
         for bound_node in graph.bound_nodes
         if isinstance(bound_node.node.op, Neurons)
     }
-    return NetworkProgram(network, nodes, populations)
+    delays = {
+        node.name: backend.arithmetic.whole_delays(grid_parameters[f"{node.name}.{name}"])
+        for node in graph.nodes
+        if isinstance(node.op, LearnedDelay)
+        for name in node.op.learned()
+    }
+    return NetworkProgram(network, nodes, populations, delays)
 
 
 def _population(bound_node: BoundNode, weights: Mapping[str, Float32]) -> PopulationStep:

@@ -25,7 +25,7 @@ from stsbp_spec.typing import Shape
 from stsbp.interop.c_source.arrays import Array
 from stsbp.interop.c_source.texts import braced, function, loops, plus, quotient, times
 
-__all__ = ["ConstantTable", "ordered", "passes", "sums"]
+__all__ = ["ConstantTable", "delayed", "ordered", "passes", "sums"]
 
 Integers = np.ndarray[tuple[int, ...], np.dtype[np.int16]]
 
@@ -164,6 +164,49 @@ def passes(op: Op, name: str, sources: Sequence[Array], output: Array) -> list[s
     names = [f"in{i}" for i in range(len(sources))] if len(sources) > 1 else ["in"]
     parameters = [f"const {array.type} *{text}" for array, text in zip(sources, names, strict=True)]
     return function(f"static void {name}({', '.join(parameters)}, {output.type} *out)", rows)
+
+
+def delayed(
+    name: str, steps: ConstantTable, source: Array, output: Array, past_type: str, at_type: str, *, bits: bool
+) -> list[str]:
+    """A function that delays each channel by its own whole number of steps.
+
+    A channel with a delay of `r` steps has a ring of `r` steps in `past`. The oldest step of the ring is given, and
+    then replaced by the present one. The rings of all channels lie one after the other.
+
+    Args:
+        name: name of the function.
+        steps: the delay of each channel.
+        source, output: the values before and after the delay.
+        past_type: type of the elements of `past`.
+        at_type: type of the positions in the rings.
+        bits: whether `past` has eight values in an element, which are 0 or 1.
+    """
+    area = source.size // source.shape[0]
+    if bits:
+        store = ["const uint32_t bit = 1u << (cell & 7);"]
+        store += ["const int32_t earlier = ((past[cell >> 3] & bit) != 0u) ? 1 : 0;"]
+        store += [
+            "past[cell >> 3] = (uint8_t)((v != 0) ? (past[cell >> 3] | bit) : (past[cell >> 3] & (0xFFu ^ bit)));"
+        ]
+    else:
+        store = ["const int32_t earlier = (int32_t)past[cell];", f"past[cell] = ({past_type})v;"]
+    body = [
+        f"int32_t v = {source.read('in', source.index())};",
+        *braced("if (length > 0)", [*store, "v = earlier;", "cell++;"]),
+        _store_statement(output, output.index()),
+    ]
+    # In the order of the rows and columns, with any layout of the memory.
+    inner = [axis for axis in source.axes if axis[0] != "c"]
+    next_position = f"at[c] = ({at_type})(((int32_t)at[c] + 1 == length) ? 0 : ((int32_t)at[c] + 1));"
+    rows = [
+        f"const int32_t length = {steps.name}[c];",
+        f"int32_t cell = start + {times('(int32_t)at[c]', area)};",
+        *loops(inner, body),
+        *braced("if (length > 0)", [next_position, f"start += {times('length', area)};"]),
+    ]
+    head = f"static void {name}(const {source.type} *in, {past_type} *past, {at_type} *at, {output.type} *out)"
+    return function(head, ["int32_t start = 0;", *loops([("c", source.shape[0])], rows)])
 
 
 def _average(op: AvgPool2d, sources: Sequence[Array], output: Array) -> list[str]:

@@ -12,10 +12,11 @@ import numpy as np
 from stsbp_spec.contract.grid import EXACT_LIMIT_BITS
 from stsbp_spec.networks.graph import Edge, Input, Neurons, Node, Weighted
 from stsbp_spec.networks.ops import Dropout, Flatten
+from stsbp_spec.networks.ops.delay import LearnedDelay
 
 from stsbp.errors import ConfigError
 from stsbp.interop.c_source.arrays import Array
-from stsbp.interop.c_source.kernels import ConstantTable, ordered, passes, sums
+from stsbp.interop.c_source.kernels import ConstantTable, delayed, ordered, passes, sums
 from stsbp.interop.c_source.steps import BATCHNORM, SNAP, Fire, WeightedSums, elements, reduced
 from stsbp.interop.c_source.texts import SIZES, UniqueNames, comment, function, number_type, table
 from stsbp.interop.program import NetworkProgram, PopulationStep
@@ -162,7 +163,7 @@ class Module:
         """A constant table. If there is one with the same numbers, it is reused."""
         self._check_size(node, values.size)
         c_type = number_type(values)
-        key = (c_type, values.astype(np.float32 if c_type == "float" else np.int16, order="C").tobytes())
+        key = (c_type, values.astype(np.float32 if c_type == "float" else np.int32, order="C").tobytes())
         if key not in self._table_names:
             self._table_names[key] = self._names(node, suffix)
             self.flash += SIZES[c_type] * values.size
@@ -171,16 +172,22 @@ class Module:
 
     @cached_property
     def _aliases(self) -> dict[str, Edge]:
-        """Nodes that only pass on their input in the same memory: dropout, and flattening without reordering."""
+        """Nodes that only pass on their input in the same memory: dropout, flattening without reordering, and learned
+        delays that are all 0."""
         aliases = dict[str, Edge]()
         for node in self._program.nodes:
-            if isinstance(node.op, Dropout) or (isinstance(node.op, Flatten) and self._lies_flat(node)):
+            if isinstance(node.op, Dropout) or self._lies_flat(node) or self._delays_nothing(node):
                 (edge,) = node.inputs
                 source_edge = aliases.get(edge.source, Edge(edge.source))
                 aliases[node.name] = Edge(source_edge.source, source_edge.delay + edge.delay)
         return aliases
 
+    def _delays_nothing(self, node: Node) -> bool:
+        return isinstance(node.op, LearnedDelay) and not self._program.delays[node.name].any()
+
     def _lies_flat(self, node: Node) -> bool:
+        if not isinstance(node.op, Flatten):
+            return False
         shape = self._graph.values[node.inputs[0].source].shape
         return len(shape) == 1 or shape[0] == 1 or shape[1] == shape[2] == 1
 
@@ -254,6 +261,8 @@ class Module:
             self._add_population(node, self._program.populations[node.name])
         elif isinstance(node.op, Weighted):
             self._add_weights(node, node.op)
+        elif isinstance(node.op, LearnedDelay) and node.name not in self._aliases:
+            self._add_learned_delay(node)
         elif node.name not in self._aliases:
             self._add_passing(node)
 
@@ -275,6 +284,29 @@ class Module:
         self._calls(node).append(f"{name}({pointers}, state->{output.name});")
         self._arrays[node.name] = array
         self._remember_output(node.name, f"state->{output.name}", array.type, array.size)
+
+    def _add_learned_delay(self, node: Node) -> None:
+        """Add the function of learned delays, and the memory of the values that are on their way."""
+        (edge,), delays = node.inputs, self._program.delays[node.name]
+        source, output = self._array(edge), Array.of(self._graph.values[node.name])
+        longest, waiting = int(delays.max()), int(delays.sum(dtype=np.int64)) * (output.size // output.shape[0])
+        self._check_size(node.name, waiting)
+        bits = output.largest == 1
+        text = f"the last values of {node.name}, of each channel as many steps as its delay{', a bit each' * bits}"
+        past_type, count = ("uint8_t", -(-waiting // 8)) if bits else (output.type, waiting)
+        past = self._member(node.name, "past", past_type, count, text)
+        at_type = next(name for name in ("uint8_t", "uint16_t") if longest <= 2 ** (8 * SIZES[name]))
+        at = self._member(node.name, "at", at_type, len(delays), "which step of a channel is given next, and replaced")
+        out = self._member(node.name, "out", output.type, output.size, f"what {node.name} gives")
+        name, steps = self._names(node.name, "delay"), self._table(node.name, "steps", delays)
+        self._define(
+            f"{node.name}: learned delays, the longest {longest} steps",
+            delayed(name, steps, source, output, past_type, at_type, bits=bits),
+        )
+        state = ", ".join(f"state->{member.name}" for member in (past, at, out))
+        self.step.append(f"{name}({self._pointer(edge, node.name)}, {state});")
+        self._arrays[node.name] = output
+        self._remember_output(node.name, f"state->{out.name}", output.type, output.size)
 
     def _add_weights(self, node: Node, op: Weighted) -> None:
         """Add the function of the sums of weights. They go into the population that reads them, or are stored."""

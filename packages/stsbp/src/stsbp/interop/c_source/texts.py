@@ -156,7 +156,8 @@ def number_type(values: np.ndarray[Any, Any]) -> str:
     """The type of a table of float32 or of integers. Weights on a grid fit into 16 bits (`GridWeights.integers`)."""
     if values.dtype == np.float32:
         return "float"
-    return "int8_t" if not values.size or np.abs(values).max() <= 127 else "int16_t"
+    largest = int(np.abs(values).max(initial=0))
+    return next(name for name in ("int8_t", "int16_t", "int32_t") if largest < 2 ** (8 * SIZES[name] - 1))
 
 
 def table(name: str, values: np.ndarray[Any, Any]) -> list[str]:
