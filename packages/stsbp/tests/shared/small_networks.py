@@ -294,6 +294,8 @@ def drawn(network: NetworkSpec, seed: int, steps: int = STEPS, samples: int = SA
             weights[key] = rng.uniform(0.5, 1.5, values.shape).astype(np.float32)
         elif kind == "decay":
             weights[key] = rng.uniform(0.3, 0.9, values.shape).astype(np.float32)
+        elif key in network.graph.delays:
+            weights[key] = rng.permutation(np.linspace(0, network.graph.delays[key], len(values), dtype=np.float32))
     if network.coding == "direct":
         inputs = rng.integers(0, 256, (samples, *network.input_shape), dtype=np.uint8)
     else:

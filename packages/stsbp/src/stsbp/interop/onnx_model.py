@@ -36,6 +36,7 @@ from stsbp_spec.networks.ops import (
 from stsbp_spec.networks.ops.avgpool2d import Pool2d
 from stsbp_spec.networks.ops.base import Passing, Weighted
 from stsbp_spec.networks.ops.batchnorm import FORWARD
+from stsbp_spec.networks.ops.delay import LearnedDelay
 from stsbp_spec.typing import Float32, Shape
 
 import stsbp
@@ -362,7 +363,14 @@ class _Exporter:
     def _time(self) -> str:
         """Numbers of the steps, `[T]`, for a population whose inputs are the same at all steps."""
         start, increment = (self.nodes.constant(f"/time/{x}", np.array(x, np.int64)) for x in (0, 1))
-        return self.nodes.add("Range", [start, "steps", increment], "/time")
+        return self.nodes.add("Range", [start, self._number_of_steps(), increment], "/time")
+
+    def _number_of_steps(self) -> str:
+        """`T`, without an axis."""
+        if self.direct:
+            return "steps"
+        first = self.nodes.constant("/time/0", np.array(0, np.int64))
+        return self.nodes.add("Gather", [self._steps_and_batch(), first], "/shape/T", axis=0)
 
     # Inputs of a node, in the form that it needs.
 
@@ -376,18 +384,40 @@ class _Exporter:
         delayed = _NodeOutput(name, source.shape, False, f"{name}/frames")
         if name in self.nodes.nodes:
             return delayed
-        frames, axis, since = self._frames(source), integers("/axis", 0), integers(f"{name}/since", -delay)
-        if self.states:
-            padded = add(
-                "Concat", [self._state_input(name, delay, "B", *source.shape), frames], f"{name}/whole", axis=0
-            )
-            add("Slice", [padded, since, integers("/end", _END), axis], f"{name}/rest", f"{name}/after")
-        else:
-            pads = integers(f"{name}/pads", delay, *[0] * (2 * len(source.shape) + 3))
-            padded = add("Pad", [frames, pads], f"{name}/whole")
-        add("Slice", [padded, integers("/start", 0), since, axis], name, delayed.frames)
+        padded, since = self._with_earlier(name, source, delay), integers(f"{name}/since", -delay)
+        add("Slice", [padded, integers("/start", 0), since, integers("/axis", 0)], name, delayed.frames)
         self._shaped(delayed.frames, source.shape, static=False)
         return delayed
+
+    def _with_earlier(self, name: str, source: _NodeOutput, count: int) -> str:
+        """The frames of a run, after `count` earlier ones: zeros, or the given values of the state `name`."""
+        frames, integers = self._frames(source), self.nodes.integers
+        if not self.states:
+            pads = integers(f"{name}/pads", count, *[0] * (2 * len(source.shape) + 3))
+            return self.nodes.add("Pad", [frames, pads], f"{name}/whole")
+        earlier = self._state_input(name, count, "B", *source.shape)
+        padded = self.nodes.add("Concat", [earlier, frames], f"{name}/whole", axis=0)
+        bounds = [integers(f"{name}/since", -count), integers("/end", _END), integers("/axis", 0)]
+        self.nodes.add("Slice", [padded, *bounds], f"{name}/rest", f"{name}/after")
+        return padded
+
+    def _delayed_by_channel(self, output: _NodeOutput, op: LearnedDelay, sources: list[_NodeOutput]) -> None:
+        """Learned delays: for each channel, the frames from its delay on, out of earlier frames and those of the
+        run."""
+        (source,), delays, name = sources, self.program.delays[output.name].astype(np.int64), output.name
+        if not (longest := int(delays.max())):
+            output.frames, output.rows = source.frames, source.rows
+            return
+        add, integers, axes = self.nodes.add, self.nodes.integers, len(source.shape) + 2
+        padded = self._with_earlier(name, source, longest)
+        # The operator that reads another step for each channel expects channels and steps first.
+        by_channel = add("Transpose", [padded], f"{name}/channels", perm=[2, 0, 1, *range(3, axes)])
+        first = self.nodes.constant(f"{name}/first", (longest - delays).reshape(-1, 1, 1))
+        times = add("Reshape", [self._time(), integers("/time/column", -1, 1)], "/time/steps")
+        indices = add("Add", [first, times], f"{name}/indices")
+        delayed = add("GatherND", [by_channel, indices], name, f"{name}/delayed", batch_dims=1)
+        frames = add("Transpose", [delayed], f"{name}/frames", perm=[1, 2, 0, *range(3, axes)])
+        output.frames = self._shaped(frames, source.shape, static=False)
 
     def _frames(self, value: _NodeOutput) -> str:
         if not value.frames and value.static:
@@ -454,6 +484,7 @@ _PASSES: Mapping[type[Op], Callable[[_Exporter, _NodeOutput, Any, list[_NodeOutp
     Upsample2d: _Exporter._upsampled,
     MaxPool2d: _Exporter._largest,
     AvgPool2d: _Exporter._averaged,
+    LearnedDelay: _Exporter._delayed_by_channel,
 }
 """For each operation without weights, the method that adds its operators to the model."""
 
