@@ -665,7 +665,10 @@ REFUSED: dict[str, tuple[Callable[[], NirGraph], str]] = {
         "tau_mem is inf s, which is more than",
     ),
     "thresholds that are too small": (changed("n", v_threshold=[1e-300, 1, 1, 1]), "node a .* is too large"),
-    "delays": (between("a", "n", late={"type": "Delay", "delay": varied((4,)) * 1e-3}), "delay differs from neuron to"),
+    "delays of sums": (
+        between("a", "n", late={"type": "Delay", "delay": np.arange(4) * 1e-3}),
+        r"node late \(Delay\): it delays weighted sums by numbers of their own",
+    ),
     "delay below zero": (between("a", "n", late={"type": "Delay", "delay": np.full(4, -1e-3)}), "delay is -1 steps"),
     "delay of a bias": (
         between(

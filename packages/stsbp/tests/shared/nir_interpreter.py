@@ -40,8 +40,10 @@ def run(graph: Any, inputs: Float32, dt: float) -> dict[str, tuple[Float32, Floa
                 spikes.append(outputs[name])
             elif kind == "Delay":
                 past[name].append(x)
-                (steps,) = np.unique(np.rint(node.delay / dt).astype(int))
-                outputs[name] = past[name][-1 - steps] if len(past[name]) > steps else np.zeros_like(x)
+                steps = np.broadcast_to(np.rint(node.delay / dt).astype(int), x.shape)
+                times = len(past[name]) - 1 - steps
+                earlier = np.take_along_axis(np.stack(past[name]), np.maximum(times, 0)[None], 0)[0]
+                outputs[name] = np.where(times >= 0, earlier, np.zeros_like(x))
             else:
                 outputs[name] = _passed(node, kind, x)
     return {name: (np.stack(u), np.stack(o)) for name, (u, o) in populations.items()}

@@ -14,6 +14,7 @@ import stsbp
 from stsbp.errors import ConfigError, DataError, FileError, printable
 from stsbp.files import OutputKind
 from stsbp.interop.nir_graph import ExportedGraph, Form, graph_of
+from stsbp.interop.nir_nodes import LARGEST_DELAYS
 from stsbp.interop.nir_reader import read_graph
 from stsbp.interop.program import About, NetworkProgram
 
@@ -50,7 +51,7 @@ def write(
     _check_own(path)
     graph = graph_of(program, form)
     nodes = {name: getattr(nir, node.kind)(**node.numbers) for name, node in graph.nodes.items()}
-    metadata = {
+    metadata: dict[str, Any] = {
         "writer": f"{_WRITER}{stsbp.__version__}",
         "contract": CONTRACT_VERSION,
         "run": printable(about.name),
@@ -60,6 +61,8 @@ def write(
         "dt": dt,
         "notes": "\n".join((*graph.rounded, *graph.notes)),
     }
+    if graph.largest_delays:
+        metadata[LARGEST_DELAYS] = json.dumps(graph.largest_delays)
     node = nir.NIRGraph(nodes, list(graph.edges), metadata=metadata, type_check=graph.typed)
     file = io.BytesIO()
     nir.write(file, node)

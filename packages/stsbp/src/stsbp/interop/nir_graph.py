@@ -41,6 +41,7 @@ from stsbp_spec.networks.ops import (
     OneToOne,
     Upsample2d,
 )
+from stsbp_spec.networks.ops.delay import LearnedDelay
 from stsbp_spec.networks.ops.psp import Biased, Filter
 from stsbp_spec.typing import AnyArray, Float32, Float64, Shape
 
@@ -90,6 +91,7 @@ class ExportedGraph:
         typed: whether nir accepts all shapes.
         rounded: operations that round differently from the network, one line each; empty: none.
         notes: further information that readers of the graph need.
+        largest_delays: the largest number of steps that learned delays can have, by node.
     """
 
     nodes: Mapping[str, ExportedNode]
@@ -97,6 +99,7 @@ class ExportedGraph:
     typed: bool
     rounded: tuple[str, ...]
     notes: tuple[str, ...]
+    largest_delays: Mapping[str, int]
 
 
 def graph_of(program: NetworkProgram, form: Form) -> ExportedGraph:
@@ -141,6 +144,7 @@ class _NirExporter:
         self.typed = True
         self.rounded: list[str] = []
         self.notes: list[str] = []
+        self.largest_delays: dict[str, int] = {}
 
     def graph(self) -> ExportedGraph:
         for name, bound_node in self.bound_nodes.items():
@@ -161,7 +165,8 @@ class _NirExporter:
             self.output_nodes[name],
         )
         notes = tuple(dict.fromkeys(self.notes))
-        return ExportedGraph(self.nodes, tuple(self.edges), self.typed, tuple(self.rounded), notes)
+        edges, rounded = tuple(self.edges), tuple(self.rounded)
+        return ExportedGraph(self.nodes, edges, self.typed, rounded, notes, self.largest_delays)
 
     def add(self, name: str, node: ExportedNode, sources: Sequence[str]) -> str:
         """Add a node and its edges. Returns its name."""
@@ -196,13 +201,17 @@ class _NirExporter:
         source_nodes = self.output_nodes[edge.source]
         if not edge.delay or bound_node.node.name in self.program.recurrent:
             return source_nodes
-        self.notes.append("no importer in the table of docs/deploy.md reads Delay")
-        shape = self.bound_nodes[edge.source].output.shape
-        delay_node = ExportedNode("Delay", {"delay": np.full(shape, edge.delay * self.form.dt)})
+        delay_node = self.delay(np.array(edge.delay), self.bound_nodes[edge.source].output.shape)
         return tuple(self.add_beside(f"{end}_delay{edge.delay}", delay_node, (end,)) for end in source_nodes)
 
+    def delay(self, steps: AnyArray, shape: Shape) -> ExportedNode:
+        """The node that delays values of `shape` by whole numbers of steps: one for all, or one for each channel."""
+        self.notes.append("no importer in the table of docs/deploy.md reads Delay")
+        by_channel = steps.reshape(-1, *[1] * (len(shape) - 1))
+        return ExportedNode("Delay", {"delay": np.broadcast_to(by_channel, shape) * self.form.dt})
+
     def passing(self, bound_node: BoundNode) -> None:
-        """Add pooling, flattening, dropout and sums of branches."""
+        """Add pooling, flattening, learned delays, dropout and sums of branches."""
         name, op, edges = bound_node.node.name, bound_node.node.op, bound_node.node.inputs
         if type(op) in _REFUSED:
             raise ConfigError(f"{name} cannot be written: {_REFUSED[type(op)]}")
@@ -222,6 +231,9 @@ class _NirExporter:
             exponent += op.exponent if sums else 0
         elif isinstance(op, Flatten):
             sources = self.flat(self.names[name], shape, sources)
+        elif isinstance(op, LearnedDelay):
+            self.largest_delays[self.names[name]] = op.maximum
+            sources = (self.add(self.names[name], self.delay(self.program.delays[name], shape), sources),)
         elif not isinstance(op, (Add, Dropout)):
             raise ConfigError(f"{name} cannot be written: NIR has no such node")
         self.output_nodes[name], self.exponents[name] = sources, exponent

@@ -20,7 +20,7 @@ from stsbp_spec.contract.grid import CEILING
 from stsbp_spec.errors import SpecError
 from stsbp_spec.models.neurons import Readout
 from stsbp_spec.networks.graph import Edge, Neurons, Node
-from stsbp_spec.networks.ops import PSP, Add, Linear, OneToOne
+from stsbp_spec.networks.ops import PSP, Add, Flatten, LearnedDelay, Linear, OneToOne
 from stsbp_spec.networks.ops.base import Weighted
 from stsbp_spec.typing import Float32, Float64, Shape
 from stsbp_spec.validation import MAX_SIZE
@@ -39,7 +39,8 @@ from stsbp.interop.nir_nodes import (
     diagonal,
     fail,
     is_one,
-    read_delay,
+    read_delays,
+    read_largest_delays,
     read_neurons,
     read_node,
     read_pool,
@@ -50,7 +51,7 @@ from stsbp.interop.nir_reader import GraphNode, NirGraph
 
 __all__ = ["Imported", "import_graph", "likely_step"]
 
-_OF_PARAMETERS = ("bias", "decay", "scale", "shift", "mean", "variance")
+_OF_PARAMETERS = ("bias", "decay", "scale", "shift", "mean", "variance", "steps")
 """Last parts of the names of parameters that are not weights."""
 _LONGEST_NAME = 80
 _MOST_TERMS = 256
@@ -188,6 +189,12 @@ class _Import:
         """Links to another population whose spikes are added, so that both need the same synapse."""
         self.divisors: dict[str, int] = {}
         """Pending divisors of the window sums that a node carries, applied after the weights; 1 for others."""
+        self.largest_delays: dict[str, int] = {}
+        """The largest numbers of steps of learned delays, as far as the file states them."""
+        self.own_shapes: dict[str, Shape] = {}
+        """For each node that carries spikes, their shape. Weights may read it flattened."""
+        self.flattened: dict[str, str] = {}
+        """For some of these nodes, the node that flattens it."""
         self.nodes: list[Node] = []
         self.weights: dict[str, Float32] = {}
         self.unfolded = 0
@@ -199,6 +206,7 @@ class _Import:
     def run(self) -> Imported:
         for node in self.graph.nodes.values():
             read_node(node, self.choices)
+        self.largest_delays = read_largest_delays(self.graph)
         source, end = self.only_node("Input"), self.only_node("Output")
         if self.readers[end.name]:
             raise fail(end, "something reads it")
@@ -231,9 +239,11 @@ class _Import:
                 raise fail(node, "nothing reads it")
         neurons = [name for name in shapes if self.graph.nodes[name].kind in NEURONS]
         self.signals[start.name] = _Signal((_Term("input"),), shapes[start.name])
+        self.own_shapes["input"] = shapes[start.name] if self.data_shape is None else self.data_shape
         for name in neurons:
             population = self.names[name]
             self.signals[name] = _Signal((_Term(population),), shapes[name])
+            self.own_shapes[population] = shapes[name]
             self.origins[population] = self.representatives[population] = population
         pending_inputs = {name: len(sources) for name, sources in self.inputs.items()}
         ready = deque(reader for name in self.signals for reader in self.readers[name])
@@ -329,12 +339,7 @@ class _Import:
             factor = _spread(node, "scale", read_scale(node), summed_input.shape)
             return replace(summed_input, terms=self.scaled(node, summed_input.terms, factor))
         if node.kind == "Delay":
-            steps = read_delay(node, self.choices)
-            if any(np.any(term.bias) for term in summed_input.terms):
-                raise fail(node, "its input has a bias, which stsbp would not delay")
-            return replace(
-                summed_input, terms=tuple(replace(term, delay=term.delay + steps) for term in summed_input.terms)
-            )
+            return self.delayed(node, summed_input)
         if summed_input.weighted and node.kind in WEIGHTS:
             return self.after_weights(node, summed_input)
         if summed_input.weighted and len(summed_input.shape) > 1:
@@ -392,6 +397,51 @@ class _Import:
             first = first.plus(_biases(node, parameters, summed_input.shape))
         return replace(summed_input, terms=(first, *other_terms))
 
+    def delayed(self, node: GraphNode, signal: _Signal) -> _Signal:
+        """A signal that comes later: one delay for all on the edges that read it, or learned delays as a node."""
+        steps, maximum = read_delays(node, self.choices), self.largest_delays.get(node.name)
+        if maximum is None and steps.size == 1:
+            if any(np.any(term.bias) for term in signal.terms):
+                raise fail(node, "its input has a bias, which stsbp would not delay")
+            terms = (replace(term, delay=term.delay + int(steps.flat[0])) for term in signal.terms)
+            return replace(signal, terms=tuple(terms))
+        if signal.weighted:
+            raise fail(node, "it delays weighted sums by numbers of their own; stsbp only delays spikes in this way")
+        size, shape = node.values["delay"], signal.shape
+        assert isinstance(size, np.ndarray)
+        if size.size not in (1, shape[0], math.prod(shape)):
+            raise fail(node, f"delay has the shape {list(size.shape)}, but its input has the shape {list(shape)}")
+        delays = np.broadcast_to(_per_channel(node, "delay", steps, shape, shared="delay"), shape[:1])
+        largest = int(delays.max())
+        if maximum is None:
+            maximum = largest
+            self.notes.append(
+                (node.name, f"learned delays of at most {maximum} steps, its longest, since the file states no maximum")
+            )
+        elif largest > maximum:
+            raise fail(node, f"a delay is {largest} steps, but at most {maximum} according to the metadata")
+        edge, factor = self.edge(node, signal)
+        name, source = self.names[node.name], edge.source
+        if self.own_shapes[source] != shape:
+            edge = replace(edge, source=self.flat(source))
+        self.carries(name, edge.source, shape)
+        self.nodes.append(Node(name, LearnedDelay(maximum), (edge,)))
+        self.weights[f"{name}.steps"] = delays.astype(np.float32)
+        return _Signal((_Term(name, 0, factor),), shape)
+
+    def flat(self, source: str) -> str:
+        """The node that flattens the spikes of a node."""
+        if source not in self.flattened:
+            name = self.flattened[source] = self.unused_name(f"{source}.flat")
+            self.nodes.append(Node(name, Flatten(), (Edge(source),)))
+            self.carries(name, source, (math.prod(self.own_shapes[source]),))
+        return self.flattened[source]
+
+    def carries(self, name: str, source: str, shape: Shape) -> None:
+        """Record that a node passes on the spikes of another one, with a shape of its own."""
+        self.origins[name], self.divisors[name] = self.origins[source], self.divisors.get(source, 1)
+        self.own_shapes[name] = shape
+
     def edge(self, node: GraphNode, signal: _Signal) -> tuple[Edge, Factor]:
         """The edge from some spikes. Several spikes are added, and must all have the same factor."""
         first, *other_terms = signal.terms
@@ -399,12 +449,15 @@ class _Import:
             return Edge(first.source, first.delay), first.total_factor
         if not all(np.array_equal(term.total_factor, first.total_factor) for term in other_terms):
             raise fail(node, "it adds spikes that are scaled by different factors")
+        sources = [term.source for term in signal.terms]
+        if len({self.own_shapes[source] for source in sources}) > 1:
+            sources = [source if self.own_shapes[source] == signal.shape else self.flat(source) for source in sources]
         name = self.unused_name(f"{self.names[node.name]}.sum")
-        self.nodes.append(Node(name, Add(), tuple(Edge(term.source, term.delay) for term in signal.terms)))
-        self.origins[name] = self.origins[first.source]
+        edges = (Edge(source, term.delay) for source, term in zip(sources, signal.terms, strict=True))
+        self.nodes.append(Node(name, Add(), tuple(edges)))
+        self.carries(name, sources[0], self.own_shapes[sources[0]])
         for term in other_terms:
             self.representatives[self.representative(term.source)] = self.representative(first.source)
-        self.divisors[name] = self.divisors.get(first.source, 1)
         return Edge(name), first.total_factor
 
     def pooled(self, node: GraphNode, shape: Shape, edge: Edge, factor: Factor) -> _Signal:
@@ -414,7 +467,7 @@ class _Import:
         channels = _per_channel(node, "what scales its input", factor, shape)
         name = self.names[node.name]
         self.nodes.append(Node(name, pool, (edge,)))
-        self.origins[name] = self.origins[edge.source]
+        self.carries(name, edge.source, output)
         self.divisors[name] = self.divisors.get(edge.source, 1) * pool.divisor
         spread = channels if isinstance(channels, float) else channels[:, None, None]
         return _Signal((_Term(name, 0, spread * times),), output)
@@ -654,14 +707,14 @@ def _spread(node: GraphNode, parameter: str, values: Factor, shape: Shape) -> Fa
     return squeezed
 
 
-def _per_channel(node: GraphNode, parameter: str, values: Factor, shape: Shape) -> Factor:
+def _per_channel(node: GraphNode, parameter: str, values: Factor, shape: Shape, *, shared: str = "weights") -> Factor:
     """One number, or one per channel, `[C]`. In a row of neurons, each neuron is a channel."""
     array = _spread(node, parameter, values, shape)
     if isinstance(array, float):
         return array
     rows = array.reshape(len(array) if array.ndim == len(shape) else 1, -1)
     if not (rows == rows[:, :1]).all():
-        raise fail(node, f"{parameter} differs within a channel, but the neurons of a channel share their weights")
+        raise fail(node, f"{parameter} differs within a channel, but the neurons of a channel share their {shared}")
     return np.broadcast_to(rows[:, 0], shape[:1])
 
 

@@ -12,6 +12,7 @@ threshold.
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -28,10 +29,11 @@ from stsbp_spec.typing import AnyArray, Float64
 from stsbp_spec.validation import MAX_SIZE, shown
 
 from stsbp.errors import DataError
-from stsbp.interop.nir_reader import GraphNode
+from stsbp.interop.nir_reader import GraphNode, NirGraph
 
 __all__ = [
     "KINDS",
+    "LARGEST_DELAYS",
     "NEAR",
     "NEURONS",
     "POOLS",
@@ -45,7 +47,8 @@ __all__ = [
     "is_one",
     "numbers",
     "one_of_them",
-    "read_delay",
+    "read_delays",
+    "read_largest_delays",
     "read_neurons",
     "read_node",
     "read_pool",
@@ -90,6 +93,10 @@ _LEAKLESS, _ENDLESS, _LONGEST = 2.0**25, 2.0**40, 2.0**100
 """Time constants in steps. From the first one on, a decay is 1 in float32. The second one is that of an integrator. The
 third one is the largest."""
 _MOST_AXES = 64
+
+LARGEST_DELAYS = "largest_delays"
+"""The metadata of stsbp's own files with the largest number of steps that learned delays can have: JSON, by node. NIR
+has delays alone, which training may have left far below this number."""
 
 _BuiltOp = TypeVar("_BuiltOp")
 Factor: TypeAlias = float | Float64
@@ -168,7 +175,7 @@ def read_node(node: GraphNode, choices: Choices) -> None:
     elif node.kind in POOLS:
         read_pool(node)
     elif node.kind == "Delay":
-        read_delay(node, choices)
+        read_delays(node, choices)
     elif node.kind == "Scale":
         read_scale(node)
     elif node.kind == "Flatten":
@@ -280,17 +287,46 @@ def read_pool(node: GraphNode) -> tuple[AvgPool2d, float]:
     return pool, float(pool.area) if node.kind == "SumPool2d" else 1.0
 
 
-def read_delay(node: GraphNode, choices: Choices) -> int:
-    """Read a delay in steps.
+def read_delays(node: GraphNode, choices: Choices) -> Float64:
+    """Read delays as whole numbers of steps, with the shape that they have in the file; one number if all are the same.
 
     Raises:
-        DataError: it is not an integer number of steps, or not the same for all.
+        DataError: one of them is not a whole number of steps, or negative, or too large.
     """
-    steps = _uniform_value(node, "delay", numbers(node, "delay")) / choices.dt
-    if not (0 <= steps <= MAX_DELAY and abs(steps - round(steps)) <= NEAR * max(1.0, steps)):
+    steps = numbers(node, "delay") / choices.dt
+    delays = np.rint(steps)
+    allowed = (delays >= 0) & (delays <= MAX_DELAY) & (np.abs(steps - delays) <= NEAR * np.maximum(1.0, steps))
+    if not allowed.all():
         condition = f"a whole number of them, at most {MAX_DELAY:,}"
-        raise fail(node, f"delay is {steps:g} steps of {choices.dt:g} s, but must be {condition}")
-    return round(steps)
+        wrong = steps.flat[int(np.argmin(allowed))]
+        raise fail(node, f"delay is {wrong:g} steps of {choices.dt:g} s, but must be {condition}")
+    # Otherwise a delay just below 0 would be -0.
+    whole = np.abs(delays)
+    return whole.flat[0].reshape(()) if (whole == whole.flat[0]).all() else whole
+
+
+def read_largest_delays(graph: NirGraph) -> dict[str, int]:
+    """The largest numbers of steps of learned delays by node, from the metadata of a file of stsbp. Empty for others.
+
+    Raises:
+        DataError: the metadata do not say this for nodes that are delays.
+    """
+    text = graph.metadata.get(LARGEST_DELAYS)
+    if text is None:
+        return {}
+    try:
+        largest: object = json.loads(text) if isinstance(text, str) else None
+    except (ValueError, RecursionError):
+        largest = None
+    if not isinstance(largest, dict):
+        raise DataError(f"the metadata {LARGEST_DELAYS} must be numbers of steps by node, in JSON")
+    for name, steps in largest.items():
+        if name not in graph.nodes or graph.nodes[name].kind != "Delay":
+            raise DataError(f"the metadata {LARGEST_DELAYS} name {shown(name)}, which is not a Delay of the graph")
+        if type(steps) is not int or not 1 <= steps <= MAX_DELAY:
+            condition = f"must be a whole number from 1 to {MAX_DELAY:,}"
+            raise fail(graph.nodes[name], f"its largest delay in the metadata is {shown(steps)}, but {condition}")
+    return {str(name): steps for name, steps in largest.items()}
 
 
 def _check_flatten(node: GraphNode) -> None:
