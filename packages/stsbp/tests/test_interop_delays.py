@@ -76,7 +76,7 @@ def test_delays_and_their_largest_values_come_back(name: str, pool: str, tmp_pat
 def test_the_file_has_a_delay_for_each_neuron_in_seconds(tmp_path: Path) -> None:
     case = case_of(Small("4C3-T4-8", IMAGE))
     graph = nir.read(exported(case, tmp_path / "a.nir", dt=DT))
-    delays = np.rint(case.weights["delay2.steps"])
+    delays = np.rint(case.weights["delay2.steps"].astype(np.float64))
     node = graph.nodes["delay2"]
     assert node.delay.shape == (4, 6, 6)
     assert np.array_equal(node.delay, np.broadcast_to(delays[:, None, None], node.delay.shape) * DT)
