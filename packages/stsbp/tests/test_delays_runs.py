@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import os
 import subprocess
 import sys
@@ -73,6 +74,16 @@ def test_a_run(stsbp: Call, tmp_path: Path) -> None:
     assert page.count("delay2.steps: number of channels") >= 1
     assert "before training" in page
     assert stsbp("evaluate", tmp_path / "run", "--energy").exit_code == 0
+    printed = stsbp("evaluate", tmp_path / "run")
+    assert printed.exit_code == 0, printed.output
+    lines = printed.stdout.partition("learned delays in whole steps:\n")[2].splitlines()
+    record = json.loads(stsbp("evaluate", tmp_path / "run", "--json").stdout)["delays"]
+    for name, maximum in (("delay2.steps", 3), ("delay3.steps", 2)):
+        whole = np.sort(np.rint(tensors[f"weight/{name}"])).tolist()
+        quartiles = [float(np.quantile(whole, k / 4)) for k in range(5)]
+        assert record[name] == {"channels": len(whole), "quartiles": quartiles, "maximum": maximum}
+        (line,) = (text for text in lines if name in text)
+        assert [float(word) for word in line.split()[1:]] == [len(whole), *quartiles, maximum]
     for form in ("c", "onnx", "nir"):
         exported = stsbp("export", tmp_path / "run", "--to", form, "--out", tmp_path / f"export.{form}")
         assert exported.exit_code == 0, exported.output

@@ -207,6 +207,8 @@ def command(
         say(_text(evaluation, title, inputs.classes, trained.network, tolerance))
     if evaluated.rollout is not None:
         say("\n".join(evaluated.rollout.text()))
+    if "delays" in evaluated.record:
+        say("\n".join(_delays(evaluated.record["delays"])))
     if neurobench:
         say("\n".join(neurobench_text(evaluated.record["neurobench"])))
 
@@ -265,6 +267,19 @@ def _rates(means: dict[str, Any]) -> list[str]:
     width = max(map(len, means["rates"]))
     rows = (f"  {name:<{width}}  {rate:.4f}" for name, rate in means["rates"].items())
     return ["spikes per neuron and step:", *rows]
+
+
+def _delays(delays: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """A line for the learned delays of each layer."""
+    rows = [["", "channels", "smallest", "25 %", "median", "75 %", "largest", "allowed"]]
+    for name, record in delays.items():
+        numbers = [record["channels"], *record["quartiles"], record["maximum"]]
+        rows.append([name, *(f"{number:,.6g}" for number in numbers)])
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = (
+        "  " + "  ".join([f"{name:<{widths[0]}}", *map(str.rjust, cells, widths[1:])]).rstrip() for name, *cells in rows
+    )
+    return ["learned delays in whole steps:", *lines]
 
 
 def _text(evaluation: Evaluation, split: str, classes: tuple[str, ...], network: NetworkSpec, tolerance: int) -> str:

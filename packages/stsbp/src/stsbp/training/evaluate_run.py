@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
+import numpy as np
+
 from stsbp.config import RunConfig
 from stsbp.datasets import Dataset, DatasetInfo, Split
 from stsbp.energy.neurobench import check_neurobench, run_neurobench
@@ -185,4 +187,19 @@ def _record(
         record["by_neuron"] = evaluation.timing.record_by_neuron()
     if evaluation.energy is not None:
         record["energy"] = evaluation.energy.record()
+    if trained.network.graph.delays:
+        record["delays"] = _delays(trained)
     return record | ({} if shared_count is None else {"seen_in_training": shared_count})
+
+
+def _delays(trained: Trained) -> dict[str, dict[str, Any]]:
+    """Learned delays in whole steps, as the network computes with them, by the names of their parameters: how many
+    there are, their quartiles from the smallest to the largest, and the largest number of steps allowed."""
+    return {
+        name: {
+            "channels": len(delays := np.rint(trained.weights[name])),
+            "quartiles": [float(np.quantile(delays, k / 4)) for k in range(5)],
+            "maximum": maximum,
+        }
+        for name, maximum in trained.network.graph.delays.items()
+    }
