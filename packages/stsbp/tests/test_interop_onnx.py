@@ -19,7 +19,7 @@ import numpy as np
 import pytest
 import stsbp as package
 from click.testing import Result
-from small_networks import IMAGE, SAMPLES, SMALL, STEPS, VECTOR, Case, Small, case
+from small_networks import IMAGE, SAMPLES, SMALL, STEPS, VECTOR, Case, Small, case, drawn
 from stsbp.errors import ConfigError, FileError
 from stsbp.interop.onnx_file import write
 from stsbp.interop.program import About, program
@@ -99,7 +99,9 @@ def test_onnxruntime_gives_every_layers_bits_at_every_level_of_optimisation(name
 
 
 @pytest.mark.skipif(not MISSING and installed("onnx") < (1, 22), reason="onnx before 1.22 loses states of a Scan")
-@pytest.mark.parametrize("name", ["alif", "delay", "recurrent convolution", "residual", "image, bias", "nodes"])
+@pytest.mark.parametrize(
+    "name", ["alif", "delay", "learned delays of maps", "recurrent convolution", "residual", "image, bias", "nodes"]
+)
 def test_the_reference_of_onnx_gives_the_same_bits(name: str) -> None:
     from onnx.reference import ReferenceEvaluator
 
@@ -183,7 +185,9 @@ def test_the_optimiser_leaves_weights_and_arithmetic_alone(name: str, level: str
     } <= constants_after
 
 
-@pytest.mark.parametrize("name", ["delay", "recurrent", "residual", "image"])
+@pytest.mark.parametrize(
+    "name", ["delay", "learned delays", "learned delays of maps", "recurrent", "residual", "image"]
+)
 @pytest.mark.parametrize(("steps", "samples"), [(1, 1), (2, 5), (13, 1)])
 def test_steps_and_samples_are_free(name: str, steps: int, samples: int) -> None:
     small_case, network = case(name), case(name).network
@@ -461,6 +465,27 @@ def test_counts_of_events_and_a_filter_of_the_input() -> None:
         )
         == []
     )
+
+
+@pytest.mark.parametrize("states", [False, True])
+@pytest.mark.parametrize(("most", "least"), [(0.4, 0.0), (6.0, 0.0), (25.0, 20.0)])
+def test_learned_delays_of_an_image_of_any_length(most: float, least: float, states: bool) -> None:
+    """All delays 0, some of them, and all longer than the run."""
+    network = NetworkSpec.parse("4C3-T25-F-T25-8", input_shape=(1, 6, 6), outputs=4, coding="direct")
+    drawn_case = drawn(network, 4)
+    weights = {
+        name: np.linspace(least, most, len(x), dtype=np.float32) if name.endswith(".steps") else x
+        for name, x in drawn_case.weights.items()
+    }
+    run = open_backend("numpy").run(network, weights, drawn_case.inputs, STEPS)
+    network_case = Case(network, weights, drawn_case.inputs, run)
+    model_session = session(onnx_model(network_case, layers=True, states=states))
+    before = zeros(model_session, SAMPLES)
+    frames = {name: len(x) for name, x in before.items() if name.startswith("delay")}
+    assert frames == ({f"delay2{end}/before": round(most) for end in ("", ".2")} if states and most > 1 else {})
+    outputs = run_session(model_session, {**model_inputs(network, drawn_case.inputs, STEPS), **before})
+    assert differing(network_case, outputs) == []
+    assert run.layers["conv1"].spikes.any()
 
 
 # The file.
