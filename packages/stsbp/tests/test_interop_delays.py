@@ -208,3 +208,14 @@ def test_a_refused_file_leaves_no_run(
         "node late (Delay): delay is -2 steps",
     )
     assert not (tmp_path / "run").exists()
+
+
+def test_parameters_that_do_not_fit_leave_no_run(
+    stsbp: Callable[..., Result], refused: Callable[..., None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    case = case_of(Small("4C3-F-T3-8", (1, 8, 8), "direct"))
+    exported(case, tmp_path / "a.nir")
+    # The delays of flattened neurons would read the neurons themselves.
+    monkeypatch.setattr("stsbp.interop.nir_import._Import.flat", lambda self, source: source)
+    refused(stsbp("import", "a.nir", "--dataset", "digits", "--out", "run"), "a.nir", "delay2.steps")
+    assert not (tmp_path / "run").exists()

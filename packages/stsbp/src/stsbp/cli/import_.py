@@ -13,6 +13,7 @@ from typing import Any
 import click
 import numpy as np
 from stsbp_spec.contract.grid import CONTRACT_VERSION
+from stsbp_spec.engine.checks import check_weights
 from stsbp_spec.engine.operations import weights_on_grid
 from stsbp_spec.engine.trainer import TrainState
 from stsbp_spec.errors import NetworkError, NumericError, ShapeError
@@ -237,7 +238,9 @@ def _built(file: Path, graph: NirGraph, config: RunConfig, data: Data, choices: 
                 f"its neurons read the input through {synapse}, but images have no synapse; use a data set of events"
             )
         network = NetworkSpec(inputs.shape, (), inputs.coding, imported.input_psp, nodes=imported.nodes)
-    except (DataError, NetworkError) as error:
+        # Before the folder of the run is made.
+        check_weights(network, dict(imported.weights))
+    except (DataError, NetworkError, NumericError, ShapeError) as error:
         raise DataError(f"{file}: {error}") from error
     if network.outputs != inputs.outputs:
         raise ConfigError(f"{file} has {network.outputs} outputs, but {config.dataset} has {inputs}")
