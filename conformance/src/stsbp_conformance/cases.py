@@ -23,7 +23,17 @@ from stsbp_spec.typing import AnyArray, Float32, Shape, UInt8
 
 from stsbp_conformance.data import nmnist_frames
 
-__all__ = ["EXACT_LOSSES", "NetworkCase", "cifar10", "learned", "nmnist", "normal", "real_targets", "spikes"]
+__all__ = [
+    "EXACT_LOSSES",
+    "NetworkCase",
+    "cifar10",
+    "delays",
+    "learned",
+    "nmnist",
+    "normal",
+    "real_targets",
+    "spikes",
+]
 
 EXACT_LOSSES: dict[str, Loss] = {**LOSSES, **OF_REAL_TARGETS}
 """All losses by name whose errors have the same bits on every backend."""
@@ -75,14 +85,16 @@ class NetworkCase:
     def weights(self) -> dict[str, Float32]:
         """Master weights and other learned parameters. The latter are in their domains, a third of them at the ends.
 
-        The same holds for running statistics of batch normalisation.
+        The same holds for running statistics of batch normalisation. Many learned delays are between two steps, where
+        rounding has ties.
         """
         parameters = initial_weights(self.network, self.seed, self.gain)
         for number, (name, parameter) in enumerate(self.network.parameters.items()):
             if parameter.learned is not None:
                 # A bias at the end of its domain, 2^100, would hide the rest of the network.
                 drawn = _DRAWN.get(parameter.learned, parameter.learned)
-                parameters[name] = learned(drawn, parameter.shape[0], self.seed, number)
+                draw = delays if parameter.is_delay else learned
+                parameters[name] = draw(drawn, parameter.shape[0], self.seed, number)
         for number, (name, x) in enumerate(self.network.statistics.items()):
             parameters[name] = learned(_STATISTICS[name.rpartition(".")[2]], len(x), self.seed, 500 + number)
         return parameters
@@ -124,6 +136,14 @@ def learned(numbers: Learned, count: int, seed: int, substream: int = 0) -> Floa
     part = np.clip(1.5 * uniform(seed, Stream.ENCODER, count, substream=100 + substream) - 0.25, 0, 1)
     drawn = (numbers.low + (numbers.high - numbers.low) * part).astype(np.float32)
     return np.clip(drawn, np.float32(numbers.low), np.float32(numbers.high))
+
+
+def delays(numbers: Learned, count: int, seed: int, substream: int = 0) -> Float32:
+    """Random learned delays `[count]` in their domain: a quarter of them at its ends, a third between two steps."""
+    drawn = learned(numbers, count, seed, substream)
+    between = uniform(seed, Stream.ENCODER, count, substream=1000 + substream) < 1 / 3
+    halves = np.minimum(np.floor(drawn) + np.float32(0.5), np.float32(numbers.high))
+    return np.where(between, halves, drawn)
 
 
 def spikes(shape: Shape, density: float, seed: int) -> UInt8:

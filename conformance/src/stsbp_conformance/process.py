@@ -37,7 +37,7 @@ from stsbp_conformance.tiers.bits import (
     READOUT_LENGTHS,
 )
 
-__all__ = ["CASES", "NORMALISED", "PENALISED", "RECURRENT", "UPDATES", "Trained", "main", "started"]
+__all__ = ["CASES", "LEARNED_DELAYS", "NORMALISED", "PENALISED", "RECURRENT", "UPDATES", "Trained", "main", "started"]
 
 _PATIENCE = 900.0
 """Time in seconds in which processes must have compiled and trained, also on a busy machine."""
@@ -69,6 +69,16 @@ PENALISED = NetworkCase(
     rate_penalty=(("conv1", RatePenalty(0.05, 10.0)), ("conv2", RatePenalty(0.1, 3.0)), ("linear4", RatePenalty(0, 1))),
 )
 
+LEARNED_DELAYS = NetworkCase(
+    "learned delays, 7 samples with lengths",
+    NetworkSpec.parse("T2-4C3p1bn-T4-P2-D0.3-T3-7R", input_shape=(2, 6, 6), outputs=4, neuron=LIF(3.0, 5 / 3, 0.4)),
+    steps=7,
+    batch=7,
+    gain=3.0,
+    density=0.3,
+    lengths=(7, 2, 5, 7, 1, 6, 3),
+)
+
 CASES = (
     # 45 neurons before the second dropout. The masks of all samples but the first begin in the middle of a random word.
     NetworkCase(
@@ -93,10 +103,11 @@ CASES = (
     PENALISED,
     PENALISED_LENGTHS,
     *READOUT_LENGTHS[1:3],
+    LEARNED_DELAYS,
 )
 _LOSSES = (
     *("van-rossum", "hamming", "spike-count", "van-rossum", "hamming", "van-rossum", "hamming", "van-rossum"),
-    *("van-rossum", "hamming", "mse", "mse"),
+    *("van-rossum", "hamming", "mse", "mse", "van-rossum"),
 )
 UPDATES = {case.id: loss for case, loss in zip(CASES, _LOSSES, strict=True)}
 """The loss with which each case is trained."""

@@ -29,6 +29,7 @@ from stsbp_spec.networks.ops import (
     Conv2d,
     Dropout,
     Flatten,
+    LearnedDelay,
     MaxPool2d,
     OneToOne,
     Upsample2d,
@@ -261,6 +262,8 @@ class Literal:
                     run.values[node.name] = self._normalised(bound_node, weights, w, read[0], entered).forward()
             elif isinstance(node.op, Neurons):
                 self._fire(bound_node, weights, read, run, None if recorded is None else recorded[node.name])
+            elif isinstance(node.op, LearnedDelay):
+                run.values[node.name] = self.late(read[0], weights[f"{node.name}.steps"])
             else:
                 run.values[node.name] = [self.through(node.op, *step_inputs) for step_inputs in zip(*read, strict=True)]
         return run
@@ -372,6 +375,26 @@ class Literal:
         """The sequence delayed by `delay` steps, beginning with zeros."""
         return [x[t - delay] if t >= delay else x[0] * self.number(0) for t in range(len(x))]
 
+    def late(self, x: list[AnyArray], delays: AnyArray, *, earlier: bool = False) -> list[AnyArray]:
+        """Each channel of `x`, later (or earlier) by the whole number of steps that is nearest to its delay.
+
+        A tie is the even number. What is not in `x` is zero.
+        """
+        whole = [-round(delay) if earlier else round(delay) for delay in delays]
+        return [self._shifted(x, t, whole) for t in range(len(x))]
+
+    def _shifted(self, x: list[AnyArray], t: int, steps: list[int]) -> AnyArray:
+        """Each channel of `x` as it was `steps` before step `t`."""
+        nothing = x[0] * self.number(0)
+        at = [x[t - count] if 0 <= t - count < len(x) else nothing for count in steps]
+        return np.stack([values[:, channel] for channel, values in enumerate(at)], axis=1)
+
+    def _of_delays(self, x: list[AnyArray], delays: AnyArray, grad_output: list[AnyArray]) -> AnyArray:
+        """The gradient of `delays`: the error times the slope of `x` between the two steps around `t - delay`."""
+        before, after = ([math.floor(delay) + more for delay in delays] for more in (1, 0))
+        terms = [d * (self._shifted(x, t, before) - self._shifted(x, t, after)) for t, d in enumerate(grad_output)]
+        return _by_channel(sum(terms[1:], terms[0]), len(delays))
+
     def loss(self, loss: Loss, run: LiteralRun, targets: list[AnyArray]) -> Any:
         """Mean over the batch of the loss on the output, in the number type (Hamming as half the square)."""
         o, batch = run.values[self.graph.nodes[-1].name], len(targets[0])
@@ -434,6 +457,11 @@ class Literal:
                     entering = [d + term for d, (_, term) in zip(entering, contributions, strict=True)]
                 _accumulate(gradients, node.shares or node.name, total * self._undivided(bound_node))
                 grad_inputs = [entering]
+            elif isinstance(node.op, LearnedDelay):
+                (edge,), parameter = node.inputs, f"{node.name}.steps"
+                read = [self.delayed(run.values[edge.source], edge.delay)]
+                gradients[parameter] = self._of_delays(read[0], weights[parameter], grad_output)
+                grad_inputs = [self.late(grad_output, weights[parameter], earlier=True)]
             else:
                 read = [self.delayed(run.values[e.source], e.delay) for e in node.inputs]
                 parts = [self.through_adjoint(node.op, x, d) for *x, d in zip(*read, grad_output, strict=True)]

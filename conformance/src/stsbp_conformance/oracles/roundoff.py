@@ -36,7 +36,18 @@ from stsbp_spec.models.rate_penalty import RatePenalty
 from stsbp_spec.models.surrogates import Arctan, FastSigmoid, Logistic, Rectangle, Surrogate, Triangle
 from stsbp_spec.models.surrogates import equation as surrogate_equation
 from stsbp_spec.networks.graph import BoundNode, Input, Network, Neurons, Projection, Weighted
-from stsbp_spec.networks.ops import IDENTITY, PSP, AvgPool2d, Conv2d, Dropout, Linear, OneToOne, Upsample2d, batchnorm
+from stsbp_spec.networks.ops import (
+    IDENTITY,
+    PSP,
+    AvgPool2d,
+    Conv2d,
+    Dropout,
+    LearnedDelay,
+    Linear,
+    OneToOne,
+    Upsample2d,
+    batchnorm,
+)
 from stsbp_spec.networks.ops.base import Merge, Passing, Values
 from stsbp_spec.networks.ops.dropout import substream
 from stsbp_spec.networks.ops.psp import Biased, SynapticFilter
@@ -878,7 +889,7 @@ class _NetworkAnalysis:
 
     Attributes:
         values: the output of each node, exact, `[1 or T, B, ...]`.
-        read: the input of each of the weights.
+        read: the input of each of the weights and learned delays.
         saved: the values of each population that the backward pass reads.
         adjoints: for each node without weights, the function from the error of its output to that of its input.
         merged: for each node that merges branches, what its backward pass needs.
@@ -924,6 +935,9 @@ class _NetworkAnalysis:
                 self.values[node.name] = self.runs[node.name].spikes
             elif isinstance(op, Merge):
                 self.values[node.name], self.merged[node.name] = op.forward(NUMPY, *read)
+            elif isinstance(op, LearnedDelay):
+                (self.read[node.name],) = read
+                self.values[node.name] = _shift_channels(read[0], _whole_delays(self.wq[f"{node.name}.steps"]))
             else:
                 (s,) = read
                 self.values[node.name], self.adjoints[node.name] = self._pass_on(bound_node, s)
@@ -1020,6 +1034,8 @@ class _NetworkAnalysis:
                 grad_inputs = [self._through_weights(node.name, d, grads, need_input=trained[edges[0].source])]
             elif isinstance(op, Merge):
                 grad_inputs = self._merge_adjoint(op, self.merged[node.name], d, len(edges))
+            elif isinstance(op, LearnedDelay):
+                grad_inputs = [self._through_delays(node.name, d, grads)]
             else:
                 grad_inputs = [self.adjoints[node.name](d)]
             for edge, grad_input in reversed([*zip(edges, grad_inputs, strict=True)]):
@@ -1043,12 +1059,12 @@ class _NetworkAnalysis:
         return [d.apply(partial(of_branch, i)) for i in range(count)]
 
     def _trained(self) -> dict[str, bool]:
-        """For each node, whether it has weights or comes after weights."""
+        """For each node, whether it has weights or learned delays, or comes after such a node."""
         trained = dict[str, bool]()
         for bound_node in self.graph.bound_nodes:
             name, edges = bound_node.node.name, bound_node.node.inputs
             after_weights = any(trained.get(edge.source, False) for edge in edges)
-            trained[name] = isinstance(bound_node.node.op, Weighted) or after_weights
+            trained[name] = isinstance(bound_node.node.op, (Weighted, LearnedDelay)) or after_weights
         return trained
 
     def _through_weights(self, name: str, dz: Near, grads: dict[str, Near], *, need_input: bool) -> Near | None:
@@ -1065,6 +1081,17 @@ class _NetworkAnalysis:
         alike = max(map(self._alike, self.graph.readers[name]))
         grad_input, grads[name] = synapse_backward(synapse, s, w, dz, need_input=need_input, alike=alike)
         return grad_input
+
+    def _through_delays(self, name: str, d: Near, grads: dict[str, Near]) -> Near:
+        """The backward pass of learned delays. Their gradient is added to `grads`."""
+        x, delays = self.read[name].astype(np.float64), self.wq[f"{name}.steps"]
+        floors = [math.floor(delay) for delay in delays]
+        slope = _shift_channels(x, [floor + 1 for floor in floors]) - _shift_channels(x, floors)
+        # Products of two float32 numbers, in float64: they are exact.
+        terms = Near(d.value * slope, d.error * np.abs(slope), d.spread * np.abs(slope))
+        flat = terms.apply(lambda x: x.reshape(-1, *x.shape[2:]))
+        grads[f"{name}.steps"] = _channel_sums(flat, len(delays))
+        return d.apply(partial(_shift_channels, steps=[-count for count in _whole_delays(delays)]))
 
     def _alike(self, name: str) -> int:
         """Number of neighbours to which the pooling after a node sends nearly the same error."""
@@ -1159,6 +1186,16 @@ def _shift_time(x: AnyArray, steps: int) -> AnyArray:
     else:
         shifted[:count] = x[len(x) - count :]
     return shifted
+
+
+def _shift_channels(x: AnyArray, steps: Sequence[int]) -> AnyArray:
+    """Delay each channel of a sequence `[T, B, C, ...]` by its own number of steps; see `_shift_time`."""
+    return np.stack([_shift_time(x[:, :, channel], count) for channel, count in enumerate(steps)], axis=2)
+
+
+def _whole_delays(delays: Float32) -> list[int]:
+    """The whole numbers nearest to delays; a tie is the even number."""
+    return [round(float(delay)) for delay in delays]
 
 
 def _filtering(values: Values, training: bool) -> Filtering:

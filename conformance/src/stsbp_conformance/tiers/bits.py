@@ -31,6 +31,8 @@ __all__ = [
     "GEOMETRY",
     "GEOMETRY_DIRECT",
     "HUGE",
+    "LEARNED_DELAYS",
+    "LEARNED_DELAYS_LENGTHS",
     "LENGTHS",
     "MODELS",
     "MODELS_DIRECT",
@@ -442,6 +444,155 @@ CONCATENATED_DIRECT = NetworkCase(
     gain=3.0,
 )
 
+# Delays of one layer after those of another one, of nodes after a fixed delay, and beside the spikes as they were.
+_LEARNED_DELAYS_OF_NODES = """
+[[node]]
+name = "late"
+layer = "T6"
+from = {node = "input", delay = 2}
+[[node]]
+name = "conv1"
+weights = "4C3p1"
+from = "late"
+[[node]]
+name = "below"
+neurons = ""
+from = "conv1"
+[[node]]
+name = "later"
+layer = "T5"
+from = "below"
+[[node]]
+name = "both"
+concat = true
+from = ["below", {node = "later", delay = 1}, "below"]
+[[node]]
+name = "pool"
+layer = "P2"
+from = "both"
+[[node]]
+name = "conv2"
+weights = "3C3b"
+from = "pool"
+[[node]]
+name = "linear3"
+weights = "6"
+from = "latest"
+[[node]]
+name = "latest"
+layer = "T3"
+from = "later"
+[[node]]
+name = "above"
+neurons = "tau_m=5"
+from = "conv2"
+[[node]]
+name = "six"
+neurons = "neuron=plif"
+from = "linear3"
+[[node]]
+name = "linear4"
+weights = "4"
+from = "six"
+[[node]]
+name = "linear5"
+weights = "4"
+from = "above"
+[[node]]
+name = "output"
+neurons = ""
+from = ["linear4", "linear5"]
+"""
+_LATE = LIF(3, 5 / 3, 0.4)
+LEARNED_DELAYS = (
+    # Delays of up to 12 steps, of which the run has 9.
+    NetworkCase(
+        "learned delays",
+        NetworkSpec.parse("T7-20-T12-16", input_shape=(11,), outputs=4, neuron=_LATE),
+        steps=9,
+        batch=3,
+        gain=3.0,
+        density=0.3,
+    ),
+    NetworkCase(
+        "learned delays of channels and of neurons",
+        NetworkSpec.parse("4C3-T4-F-T3-8", input_shape=(2, 8, 7), outputs=4, neuron=_LATE),
+        steps=8,
+        batch=3,
+        gain=3.0,
+        density=0.3,
+    ),
+    NetworkCase(
+        "learned delays, recurrence, branches",
+        NetworkSpec.parse(
+            "3C3R3p1-T3-P3-[3C1{delay=2}|T5-3C3p1{threshold=0.2}-T2-3C3p1b]+-D0.25-T4-6R{neuron=alif}",
+            input_shape=(2, 9, 8),
+            outputs=4,
+            neuron=_LATE,
+        ),
+        steps=8,
+        batch=3,
+        gain=3.0,
+        density=0.3,
+        seed=3,
+    ),
+    NetworkCase(
+        "learned delays, batch normalisation",
+        NetworkSpec.parse(
+            "T3-4C3p1bn-P2-D0.25-T5-9bn{factor=0.4}", input_shape=(2, 6, 7), outputs=4, neuron=LIF(3, 5 / 3, 0.4)
+        ),
+        steps=8,
+        batch=3,
+        density=0.3,
+    ),
+    NetworkCase(
+        "learned delays node by node, after fixed delays",
+        NetworkSpec.parse(_LEARNED_DELAYS_OF_NODES, input_shape=(2, 8, 7), neuron=_LATE),
+        steps=10,
+        batch=3,
+        gain=3.0,
+        density=0.3,
+    ),
+    NetworkCase(
+        "learned delays of counts and means",
+        NetworkSpec.parse(
+            "T2-P2-T6-30{reset=subtract}-T1-12",
+            input_shape=(2, 6, 6),
+            outputs=5,
+            input_psp=PSP(3),
+            input_max=200,
+            weight_bits=6,
+            neuron=LIF(tau_m=5, tau_s=1, threshold=0.7),
+        ),
+        steps=9,
+        batch=2,
+    ),
+    NetworkCase(
+        "direct, learned delays",
+        NetworkSpec.parse(
+            "5C3s2-M2x1-T4-U2-T9-8C3", input_shape=(3, 9, 8), outputs=4, coding="direct", neuron=LIF(3, 5 / 3, 0.4)
+        ),
+        steps=7,
+        batch=3,
+        gain=3.0,
+    ),
+    NetworkCase(
+        "learned delays, a readout",
+        NetworkSpec.parse(
+            "T5-7R-D0.25-T6-8-T3-4{neuron=readout,tau_s=3,tau_rise=2}", input_shape=(9,), neuron=LIF(3, 5 / 3, 0.4)
+        ),
+        steps=11,
+        batch=4,
+        gain=3.0,
+        density=0.3,
+    ),
+)
+LEARNED_DELAYS_LENGTHS = tuple(
+    replace(case, id=f"{case.id}, samples with lengths", lengths=(5, 1, case.steps, 2)[: case.batch])
+    for case in (*LEARNED_DELAYS[:4], LEARNED_DELAYS[-1])
+)
+"""Only used by the tiers of errors and updates, as `LENGTHS`."""
+
 _QUICK = (
     *SMALL,
     GEOMETRY,
@@ -459,6 +610,7 @@ _QUICK = (
     RECURRENT,
     CONCATENATED,
     CONCATENATED_DIRECT,
+    *LEARNED_DELAYS,
 )
 LENGTHS = NetworkCase(
     "samples of 9, 2 and 6 steps",
@@ -596,7 +748,9 @@ def _stepwise(case: NetworkCase) -> Check:
             stream.reset()
         return compared.verdict()
 
-    return Check(2, f"{case.id}, step by step", run, quick=case in (RECURRENT, LEARNED, CONCATENATED))
+    return Check(
+        2, f"{case.id}, step by step", run, quick=case in (RECURRENT, LEARNED, CONCATENATED, *LEARNED_DELAYS[2:5])
+    )
 
 
 _STEPWISE = (
@@ -609,6 +763,7 @@ _STEPWISE = (
     LEARNED,
     NORMALISED,
     *READOUTS,
+    *LEARNED_DELAYS,
 )
 
 CHECKS = (*(_check(case) for case in (*CASES, *READOUTS)), *map(_stepwise, _STEPWISE))

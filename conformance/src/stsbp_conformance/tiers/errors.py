@@ -175,6 +175,12 @@ def _weights(backend: AbstractBackend) -> Verdict:
         learned["conv1.decay"][2] = value
         run = partial(backend.run, case.network, learned, reference.data(case).inputs, case.steps)
         _refused(compared, f"a learned number that is {value}", NumericError, "conv1.decay", run)
+    case = bits.LEARNED_DELAYS[1]
+    for value in (np.nan, -0.5, 3.0000002):
+        late = {name: w.copy() for name, w in reference.weights(case).items()}
+        late["delay2.2.steps"][3] = value
+        run = partial(backend.run, case.network, late, reference.data(case).inputs, case.steps)
+        _refused(compared, f"a learned delay of {value} steps", NumericError, "delay2.2.steps must be from 0 to 3", run)
     return compared.verdict()
 
 

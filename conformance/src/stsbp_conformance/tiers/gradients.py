@@ -213,6 +213,13 @@ CHECKS = (
     _check(bits.CONCATENATED, "van-rossum", quick=False, dropout=(3, 5)),
     _check(bits.CONCATENATED_DIRECT, "hamming", quick=True),
     *(
+        _check(case, loss, quick=i in (1, 3) and (loss is None) == (kind == "float64"), potentials=kind)
+        for i, case in enumerate(bits.LEARNED_DELAYS)
+        for loss in (None, "mse" if case.network.has_readout else "van-rossum")
+        for kind in ("float32", "float64")
+    ),
+    *(_check(bits.LEARNED_DELAYS[i], loss, quick=i == 2, dropout=(3, 5)) for i, loss in ((2, "hamming"), (7, "mse"))),
+    *(
         _check(case, loss, quick=number == 0, potentials=potentials, dropout=None if number else (3, 5))
         for number, (case, loss) in enumerate(zip(bits.PENALISED[:3], LOSSES, strict=True))
         for potentials in ("float32", "float64")

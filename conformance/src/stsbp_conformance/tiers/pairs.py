@@ -31,13 +31,14 @@ from stsbp_spec.networks.ops import (
     Concat,
     Conv2d,
     Flatten,
+    LearnedDelay,
     Linear,
     MaxPool2d,
     OneToOne,
     Upsample2d,
     batchnorm,
 )
-from stsbp_spec.networks.ops.base import Passing
+from stsbp_spec.networks.ops.base import Passing, Values
 from stsbp_spec.networks.ops.psp import Biased, SynapticFilter
 from stsbp_spec.networks.spec import Block, NetworkSpec, SpikingLayer
 from stsbp_spec.typing import AnyArray, Array, Float32, Shape
@@ -396,6 +397,66 @@ def _over_time(shape: Shape) -> Body:
     return body
 
 
+def _at_ties_and_ends(channels: int, steps: int) -> Float32:
+    """Delays `[channels]`: whole, between two steps, beside these, as long as a run of `steps`, longer, and tiny."""
+    of_a_run = (steps - 1, steps - 0.5, steps, steps + 0.5, 3 * steps, 2**16)
+    beside = (np.nextafter(np.float32(2.5), np.float32(0)), np.nextafter(np.float32(0.5), np.float32(1)))
+    return np.resize(np.array([0, 0.5, 1.5, 2.5, 1, 2.0**-100, *beside, 2, *of_a_run], np.float32), channels)
+
+
+def _learned_delays(shape: Shape, kind: str) -> Body:
+    """Learned delays of `spikes`, `counts` or `means` `[T, B, C, ...]`, with the rule written out for each channel.
+
+    Of 3 earlier steps, the values are there, but not the errors, as in a network that runs step by step.
+    """
+    earlier, steps, delays = 3, shape[0], _at_ties_and_ends(shape[2], shape[0])
+    with_earlier = (earlier + steps, *shape[1:])
+    largest = {"spikes": 1, "counts": 255, "means": 1}[kind]
+    x: AnyArray = spikes(with_earlier, 0.4, 95) * np.uint8(largest)
+    if kind == "means":
+        x = round_to_grid(np.abs(normal(with_earlier, 95)) % np.float32(1), 4)
+    in_units = Values(shape[2:], exponent=4 if kind == "means" else 0, maximum=float(largest))
+
+    def at(array: AnyArray, channel: int, t: int) -> AnyArray:
+        read: AnyArray = array[t, :, channel] if 0 <= t < len(array) else np.zeros_like(array[0, :, channel])
+        return read
+
+    def slopes(array: AnyArray, channel: int, floor: int) -> AnyArray:
+        """From the step after to the step before, float64, at the steps of the errors."""
+        floats = array.astype(np.float64)
+        first = len(array) - steps
+        pairs = ((at(floats, channel, t - floor - 1), at(floats, channel, t - floor)) for t in range(first, len(array)))
+        return np.stack([before - after for before, after in pairs])
+
+    def body(backend: AbstractBackend, compared: Compared) -> None:
+        native_delays, error = backend.asarray(delays.copy()), normal(shape, 96)
+        s = x[earlier:]
+        late = values(backend, backend.delay_forward(backend.asarray(s.copy()), native_delays), s.dtype.type)
+        early = backend.numpy(backend.delay_backward(backend.asarray(error.copy()), native_delays))
+        for channel, delay in enumerate(map(float, delays)):
+            for t in range(steps):
+                label = f"delay {delay}, step {t}"
+                compared.equal(label, late[t, :, channel], at(s, channel, t - round(delay)))
+                compared.equal(f"{label}: error", early[t, :, channel], at(error, channel, t + round(delay)))
+        on_grid, _ = NUMPY.error_grid(error, LearnedDelay.error_bits(in_units, frames=steps * shape[1]))
+        for label, array in (("", s), (", after earlier steps", x)):
+            of_slope = np.stack([slopes(array, channel, math.floor(d)) for channel, d in enumerate(delays)], axis=2)
+            for precision, errors in (("reproducible", on_grid), ("fast", error)):
+                got = backend.delay_gradient(
+                    backend.asarray(array.copy()), native_delays, backend.asarray(errors.copy())
+                )
+                terms = np.moveaxis(errors * of_slope, 2, 0).reshape(len(delays), -1)
+                totals, expected = values(backend, got, np.float64), np.array([math.fsum(row) for row in terms])
+                if precision == "reproducible":
+                    compared.equal(f"gradient of delays{label}, reproducible", totals, expected)
+                    continue
+                # A float64 sum of n numbers, in any order, is off by at most n 2^-53 of their magnitudes.
+                limit = terms.shape[1] * 2.0**-53 * np.abs(terms).sum(axis=1)
+                compared.true(f"gradient of delays{label}, fast", bool((np.abs(totals - expected) <= limit).all()))
+
+    return body
+
+
 def _sum_of_branches(backend: AbstractBackend, compared: Compared) -> None:
     """Sums of spikes, and of means of spikes, which have another type."""
     shape, rule = (5, 2, 3, 4, 3), rule_of(backend, Add())
@@ -693,6 +754,11 @@ CHECKS = (
     pair_check("sample grid, ties", _sample_grid(_with_ties((1, 3, 40)), 8)),
     pair_check("time, spikes of neurons", _over_time((5, 3, 7))),
     pair_check("time, spikes of channels", _over_time((6, 2, 3, 4, 5))),
+    pair_check("learned delays of neurons", _learned_delays((6, 3, 37), "spikes")),
+    pair_check("learned delays of channels", _learned_delays((5, 2, 18, 3, 5), "spikes")),
+    pair_check("learned delays of counts", _learned_delays((9, 2, 15), "counts")),
+    pair_check("learned delays of means", _learned_delays((4, 3, 16, 5, 1), "means")),
+    pair_check("learned delays, one step", _learned_delays((1, 1, 15), "spikes")),
     pair_check("sum of branches", _sum_of_branches),
     pair_check("concatenation of channels", _concatenation((4, 3))),
     pair_check("concatenation of neurons", _concatenation(())),

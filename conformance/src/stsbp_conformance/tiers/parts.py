@@ -1,8 +1,9 @@
 """Tier 8: a batch in parts, as micro-batches and in several processes, must give the same bits as the whole batch.
 
 These cases contain every part of a step that depends on the whole batch: dropout masks, the factor 1/B, error grids,
-learned parameters, statistics of batch normalisation, clipping by the norm, and the reported values. They also contain
-the grids of a recurrence and rate penalties, which do not depend on the batch. Slices are even, uneven and empty.
+learned parameters and delays, statistics of batch normalisation, clipping by the norm, and the reported values. They
+also contain the grids of a recurrence and rate penalties, which do not depend on the batch. Slices are even, uneven and
+empty.
 Processes are real ones (process.py), connected by the backend's own means.
 """
 
@@ -15,7 +16,7 @@ from stsbp_spec.registry import installed_backends, load_backend
 from stsbp_conformance import process, reference
 from stsbp_conformance.cases import NetworkCase
 from stsbp_conformance.check import Check, Compared, Unavailable, Verdict
-from stsbp_conformance.process import CASES, NORMALISED, PENALISED, RECURRENT, UPDATES
+from stsbp_conformance.process import CASES, LEARNED_DELAYS, NORMALISED, PENALISED, RECURRENT, UPDATES
 from stsbp_conformance.tiers.bits import (
     CONCATENATED,
     GEOMETRY,
@@ -52,13 +53,13 @@ def _micro_batches(case: NetworkCase, size: int) -> Check:
         _compare(compared, f"micro-batches of {size}", trained, _in_one_batch(case, 3))
         return compared.verdict()
 
-    small_parts = ((NORMALISED, 3), (PENALISED, 3), (READOUT_LENGTHS[2], 3))
+    small_parts = ((NORMALISED, 3), (PENALISED, 3), (READOUT_LENGTHS[2], 3), (LEARNED_DELAYS, 3))
     quick = (case, size) in small_parts or case is PENALISED_LENGTHS
     return Check(8, f"{case.id} in micro-batches of {size}", run, quick=quick)
 
 
 def _processes(size: int, updates: int, *, quick: bool) -> Check:
-    cases = [case for case in CASES if not quick or case in (NORMALISED, PENALISED)]
+    cases = [case for case in CASES if not quick or case in (NORMALISED, PENALISED, LEARNED_DELAYS)]
 
     def run(backend: AbstractBackend) -> Verdict:
         # Processes open a backend by its name.
@@ -82,6 +83,7 @@ _IN_MICRO_BATCHES = (
     (CASES[0], 3), (CASES[0], 1), (CASES[1], 1), (LENGTHS, 2), (NORMALISED, 3), (NORMALISED, 1), (NORMALISED_DIRECT, 1),
     (RECURRENT, 3), (RECURRENT, 1), (GEOMETRY, 2), (CONCATENATED, 2), (PENALISED, 3), (PENALISED, 1),
     (PENALISED_LENGTHS, 2), (READOUT_LENGTHS[1], 2), (READOUT_LENGTHS[2], 3),
+    (LEARNED_DELAYS, 3), (LEARNED_DELAYS, 1),
 )  # fmt: skip
 
 CHECKS = (

@@ -51,7 +51,7 @@ class RationalCase:
         return {name: RatePenalty(self.target, size) for name, size in sizes.items()}
 
     def weights(self) -> dict[str, Float32]:
-        """Multiples of 1/4 from -3/4 to 3/4."""
+        """Multiples of 1/4 from -3/4 to 3/4; delays are multiples of 1/2."""
         weights = {}
         for projection in self.network.graph.projections:
             drawn = bits(self.seed, Stream.INIT, int(np.prod(projection.weight_shape)), substream=projection.index)
@@ -59,7 +59,11 @@ class RationalCase:
                 projection.weight_shape
             ) / np.float32(4)
         for number, (name, parameter) in enumerate(self.network.parameters.items()):
-            if parameter.learned is not None:
+            if parameter.is_delay:
+                drawn = bits(self.seed, Stream.INIT, parameter.shape[0], substream=100 + number)
+                ends = 2 * self.network.graph.delays[name] + 1
+                weights[name] = (drawn % ends).astype(np.float32) / np.float32(2)
+            elif parameter.learned is not None:
                 # 1/2 or 1, so that products have few bits.
                 drawn = bits(self.seed, Stream.INIT, parameter.shape[0], substream=100 + number)
                 weights[name] = ((drawn % 2).astype(np.float32) + 1) / np.float32(2)
@@ -211,6 +215,49 @@ name = "output"
 neurons = ""
 from = "linear4"
 """
+# Channels, late and as they were; and neurons after a fixed delay.
+_LEARNED_DELAYS = """
+[[node]]
+name = "conv1"
+weights = "2C2"
+from = "input"
+[[node]]
+name = "below"
+neurons = ""
+from = "conv1"
+[[node]]
+name = "late"
+layer = "T2"
+from = {node = "below", delay = 1}
+[[node]]
+name = "both"
+concat = true
+from = ["late", "below"]
+[[node]]
+name = "pool"
+layer = "P2"
+from = "both"
+[[node]]
+name = "linear2"
+weights = "4"
+from = "pool"
+[[node]]
+name = "four"
+neurons = ""
+from = "linear2"
+[[node]]
+name = "later"
+layer = "T3"
+from = "four"
+[[node]]
+name = "linear3"
+weights = "3"
+from = "later"
+[[node]]
+name = "output"
+neurons = ""
+from = "linear3"
+"""
 _NETWORKS = {
     "two linear layers": _parse("5-3", LIF(2, 2, 0.5, Triangle(2)), input_shape=(6,)),
     "rectangle": _parse("5-3", _WIDE, input_shape=(6,)),
@@ -246,6 +293,12 @@ _NETWORKS = {
     "recurrent convolution, direct coding": _parse("2C3R1s2b-3", _WIDE, input_shape=(2, 5, 5), coding="direct"),
     "branches, delays, recurrence": _parse("4-[4{delay=1}]+-3R{delay=1}", _WIDE, input_shape=(6,)),
     "concatenation": _parse(_CONCATENATED, _WIDE, input_shape=(1, 5, 5)),
+    "learned delays": _parse("T4-5-T2-3", _WIDE, input_shape=(6,)),
+    "learned delays, recurrence": _parse(
+        "T1-4R-[T2-4]+-T1-3", LIF(2, 2, 0.5, Rectangle(2), reset="subtract"), input_shape=(6,)
+    ),
+    "learned delays, convolution": _parse(_LEARNED_DELAYS, _WIDE, input_shape=(1, 5, 5)),
+    "learned delays, readout": _parse("T2-5-T1-4{neuron=readout,tau_m=2,tau_s=2}", _WIDE, input_shape=(6,)),
     "readout": _parse("5-4{neuron=readout,tau_m=2,tau_s=2}", _WIDE, input_shape=(6,)),
     "convolution, readout with a bias": _parse(
         "3C3p1-P2-2b{neuron=readout,tau_m=4,tau_s=1}", _WIDE, input_shape=(2, 4, 5)

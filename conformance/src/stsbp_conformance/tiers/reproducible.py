@@ -31,6 +31,7 @@ OTHER_OPTIMIZERS = (
 """The optimisers that are compared with fewer networks."""
 
 _SOME_LEARNED = ("conv1", "conv1.decay", "linear3.bias", "linear5")
+_SOME_DELAYS = ("delay2.steps", "linear2")
 _FIRST_NORMALISED = ("conv1", "conv1.scale", "conv1.shift")
 _DROPPED = "12C5d0.2-P2-64C5d0.3-P2"
 
@@ -72,6 +73,8 @@ CIFAR10 = NetworkCase(
     "CIFAR-10 network 32C3, T=5", cifar10("32C3-64C3d0.2-P2-128C3-P2-128C3d0.2-256d0.5", 5), 5, 1, gain=3.0
 )
 
+
+LOSSES_IN_TURN = tuple(LOSSES)
 
 TRAINED = tuple(zip(SMALL, (*LOSSES, *("van-rossum",) * (len(SMALL) - len(LOSSES))), strict=True))
 """Cases and losses for the comparison of updates: each loss at least once, each case once."""
@@ -154,6 +157,11 @@ CHECKS = (
         for case, loss in ((bits.RECURRENT, "hamming"), (bits.RECURRENT_DIRECT, "van-rossum"))
         for dropout in (None, (3, 5))
     ),
+    *(
+        _gradient_check(case, "mse" if case.network.has_readout else LOSSES_IN_TURN[i % 3], dropout, quick=quick)
+        for i, case in enumerate((*bits.LEARNED_DELAYS, *bits.LEARNED_DELAYS_LENGTHS))
+        for dropout, quick in ((None, i < 4), ((3, 5), i in (2, 7, 9, 12)))
+    ),
     _gradient_check(bits.CONCATENATED, "van-rossum", (3, 5), quick=True),
     _gradient_check(bits.CONCATENATED_DIRECT, "hamming", (3, 5), quick=True),
     *(_gradient_check(case, "van-rossum", None, quick=case is bits.MODELS_DIRECT[-1]) for case in bits.MODELS_DIRECT),
@@ -201,6 +209,13 @@ CHECKS = (
         for case in bits.PENALISED
         for memory in ("full", "low")
     ),
+    *(
+        _training_check(case, "mse" if case.network.has_readout else "van-rossum", quick=quick, memory=memory)
+        for i, case in enumerate((*bits.LEARNED_DELAYS, *bits.LEARNED_DELAYS_LENGTHS))
+        for memory, quick in (("full", i in (1, 3)), ("low", i in (2, 4, 9, 12)))
+    ),
+    *(_training_check(bits.LEARNED_DELAYS[1], "hamming", quick=True, optimizer=other) for other in OTHER_OPTIMIZERS),
+    _training_check(bits.LEARNED_DELAYS[1], "van-rossum", quick=True, frozen=_SOME_DELAYS),
     _training_check(NMNIST, "van-rossum", quick=False),
     _training_check(REAL, "van-rossum", quick=False),
     _training_check(CIFAR10, "hamming", quick=False),

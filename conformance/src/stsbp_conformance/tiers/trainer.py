@@ -202,9 +202,9 @@ def _through_a_file(exported: dict[str, AnyArray]) -> dict[str, AnyArray]:
         return {name: archive[name] for name in archive.files}
 
 
-def _train(trainer: Trainer, state: TrainState, steps: range) -> TrainState:
+def _train(trainer: Trainer, case: NetworkCase, state: TrainState, steps: range) -> TrainState:
     for step in steps:
-        state, _ = trainer.step(state, reference.rolled(CASE, step))
+        state, _ = trainer.step(state, reference.rolled(case, step))
     return state
 
 
@@ -213,7 +213,7 @@ def _partner(name: str) -> AbstractBackend:
     return open_usable(load_backend(name))
 
 
-def resume_check(other: str, optimizer: Optimizer = OPTIMIZER) -> Check:
+def resume_check(other: str, optimizer: Optimizer = OPTIMIZER, case: NetworkCase = CASE) -> Check:
     """A run begun on the tested backend and continued on `other`, and the reverse, must give the reference's
     weights."""
 
@@ -223,16 +223,16 @@ def resume_check(other: str, optimizer: Optimizer = OPTIMIZER) -> Check:
         except BackendError as error:
             raise Unavailable(f"{other} cannot run: {error}") from None
         compared = Compared()
-        expected, _ = reference.trained(CASE, "van-rossum", optimizer, 6)
+        expected, _ = reference.trained(case, "van-rossum", optimizer, 6)
         for first, second in ((backend, partner), (partner, backend)):
-            begin, go_on = (_trainer(b, CASE, "van-rossum", optimizer=optimizer) for b in (first, second))
-            state = _train(begin, begin.init(_fresh(CASE)), range(3))
+            begin, go_on = (_trainer(b, case, "van-rossum", optimizer=optimizer) for b in (first, second))
+            state = _train(begin, case, begin.init(_fresh(case)), range(3))
             written = _through_a_file(begin.export_state(state))
             resumed = go_on.import_state(written)
-            inputs = reference.data(CASE).inputs
-            spikes = begin.predict(state, inputs, CASE.steps).spikes
-            compared.same_bytes("spikes after resuming", go_on.predict(resumed, inputs, CASE.steps).spikes, spikes)
-            final = go_on.export_state(_train(go_on, resumed, range(3, 6)))
+            inputs = reference.data(case).inputs
+            spikes = begin.predict(state, inputs, case.steps).spikes
+            compared.same_bytes("spikes after resuming", go_on.predict(resumed, inputs, case.steps).spikes, spikes)
+            final = go_on.export_state(_train(go_on, case, resumed, range(3, 6)))
             for name, x in expected.items():
                 compared.same_bytes(f"{name}, {first.name} then {second.name}", final[name], x)
         compared.note = f"weights {reference.checksum(expected)[:16]}"
@@ -240,6 +240,7 @@ def resume_check(other: str, optimizer: Optimizer = OPTIMIZER) -> Check:
 
     # If every backend exchanges states with numpy, all pairs can exchange them. Others are only in the full matrix.
     of = "" if optimizer is OPTIMIZER else f" of {type(optimizer).__name__}"
+    of += "" if case is CASE else f" with {case.id}"
     return Check(6, f"a run{of} begun here and resumed on {other}, and back", run, quick=other == "numpy")
 
 
@@ -247,14 +248,17 @@ CHECKS = (
     *(_metrics(case, loss) for case, loss in TRAINED),
     _metrics(SATURATED, "van-rossum"),
     _metrics(bits.READOUT_LENGTHS[0], "mse"),
+    _metrics(bits.LEARNED_DELAYS_LENGTHS[1], "van-rossum"),
     # Hamming distances are integers, which always add exactly.
     *(_order(loss) for loss in ("van-rossum", "spike-count")),
     _order("mse", MANY_READOUTS),
     _packed(bits.SMALL[0]),
     _predict(bits.SMALL[1]),
     _predict(bits.DIRECT),
+    _predict(bits.LEARNED_DELAYS[0]),
     Check(6, "export and import", partial(_export, OPTIMIZER)),
     *(Check(6, f"export and import, {type(x).__name__}", partial(_export, x)) for x in OTHER_OPTIMIZERS),
     *(resume_check(name) for name in installed_backends()),
     *(resume_check("numpy", optimizer) for optimizer in OTHER_OPTIMIZERS),
+    resume_check("numpy", case=bits.LEARNED_DELAYS[1]),
 )
