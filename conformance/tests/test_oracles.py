@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from stsbp_conformance.cases import EXACT_LOSSES, real_targets
+from stsbp_conformance.cases import EXACT_LOSSES, delays, real_targets
 from stsbp_conformance.oracles import roundoff
 from stsbp_conformance.oracles.literal import Literal, LiteralRun
 from stsbp_spec.contract.random import Stream, bits, uniform
@@ -39,7 +39,18 @@ from stsbp_spec.models.surrogates import (
 )
 from stsbp_spec.networks.graph import BoundNode, Neurons, Op, Weighted
 from stsbp_spec.networks.initial_weights import initial_weights
-from stsbp_spec.networks.ops import PSP, Add, AvgPool2d, Concat, Conv2d, Flatten, MaxPool2d, OneToOne, Upsample2d
+from stsbp_spec.networks.ops import (
+    PSP,
+    Add,
+    AvgPool2d,
+    Concat,
+    Conv2d,
+    Flatten,
+    LearnedDelay,
+    MaxPool2d,
+    OneToOne,
+    Upsample2d,
+)
 from stsbp_spec.networks.ops.base import Passing
 from stsbp_spec.networks.spec import NetworkSpec
 from stsbp_spec.reference.backend import NumpyBackend
@@ -132,6 +143,7 @@ _GRAPHS = {
     "branches": "4C3p1-[4C3p1-4C3p1]+-P2-[8|7-8]+-5",
     "delays": "4C3p1{delay=2}-[4C3p1|4C1{delay=1}-4C3p1]+-P2-8R{delay=3}-5",
     "concatenation": _CONCATENATION,
+    "learned delays": "T2-5C3p1-T1-P3-T3-[12R|T2-9-T1-12]+-T2-5",
 }
 _KINDS = [*_CHAINS, *_GRAPHS]
 # Networks that end with a readout.
@@ -196,6 +208,10 @@ def _on_grid(network: NetworkSpec, seed: int = 1) -> dict[str, Float32]:
     rng = np.random.default_rng(seed)
     biases = (name for name in weights if name.endswith(".bias"))
     drawn = {name: rng.uniform(-0.2, 0.3, weights[name].shape).astype(np.float32) for name in biases}
+    for number, name in enumerate(network.graph.delays):
+        parameter = network.parameters[name]
+        assert parameter.learned is not None
+        drawn[name] = delays(parameter.learned, parameter.shape[0], seed, number)
     return weights | grids | drawn
 
 
@@ -369,8 +385,8 @@ def test_literal_gradient_against_finite_differences(kind: str, surrogate: Surro
     """Random cotangents; the derivative along 4 random directions of all weights, and at single weights of each layer.
 
     The spike is the surrogate's primitive, so that the loss is differentiable and its gradient is Eq. (10)-(18) to the
-    letter. Nine digits; where the derivative itself has jumps or kinks (rectangle, triangle, max pooling) the steps
-    must be short, and rounding leaves seven.
+    letter. Learned delays are rounded, so they stay as they are. Nine digits; where the derivative itself has jumps or
+    kinks (rectangle, triangle, max pooling) the steps must be short, and rounding leaves seven.
     """
     network = _network(kind, 3.0, surrogate)
     literal = Literal(network, smooth=True)
@@ -426,13 +442,14 @@ def _against_differences(
         return (value(up) - value(down)) / (2 * step)
 
     gradients = literal.backward(loss, weights, literal.forward(weights, frames), targets)
+    moved = [name for name in weights if name not in literal.graph.delays]
     rng = np.random.default_rng(5)
     directions = []
     for _ in range(4):
-        directions.append({name: rng.normal(size=w.shape) for name, w in weights.items()})
-    for name, w in weights.items():
+        directions.append({n: rng.normal(size=w.shape) * (n in moved) for n, w in weights.items()})
+    for name in moved:
         single = {n: np.zeros(x.shape) for n, x in weights.items()}
-        single[name][np.unravel_index(np.abs(gradients[name]).argmax(), w.shape)] = 1
+        single[name][np.unravel_index(np.abs(gradients[name]).argmax(), weights[name].shape)] = 1
         directions.append(single)
     for direction in directions:
         expected = sum(float((gradients[n] * direction[n]).sum()) for n in weights)
@@ -451,7 +468,8 @@ def _torch_gradients(
     targets: list[AnyArray],
     penalties: Mapping[str, RatePenalty] = MappingProxyType({}),
 ) -> dict[str, Float64]:
-    """The forward model and its loss in torch, differentiated by torch; only the spike's derivative is given.
+    """The forward model and its loss in torch, differentiated by torch; only the spike's derivative is given, and that
+    the derivatives of a learned delay are those of a whole delay and of linear interpolation.
 
     `penalties` are rate penalties by population.
     """
@@ -496,6 +514,22 @@ def _torch_gradients(
             return torch.nn.functional.interpolate(x, scale_factor=op.factors, mode="nearest")
         assert isinstance(op, Flatten)
         return x.flatten(1)
+
+    def late(x: list[Any], d: Any) -> list[Any]:
+        time = torch.stack(x)
+
+        def moved(signal: Any, channel: int, steps: int) -> Any:
+            silence = torch.zeros_like(signal[:1, :, channel]).expand(min(steps, len(x)), *signal[0, :, channel].shape)
+            return torch.cat([silence, signal[: max(0, len(x) - steps), :, channel]])
+
+        channels = []
+        for channel, delay in enumerate(d):
+            floor = math.floor(delay.item())
+            still = time.detach()
+            between = (delay - floor) * (moved(still, channel, floor + 1) - moved(still, channel, floor))
+            # The value is that of the whole delay; the derivative with respect to the delay is that of `between`.
+            channels.append(moved(time, channel, int(torch.round(delay).item())) + between - between.detach())
+        return list(torch.stack(channels, dim=2))
 
     def fire(bound_node: BoundNode, z: list[Any]) -> list[Any]:
         op, shape = bound_node.node.op, (1, -1, *(1,) * (z[0].ndim - 2))
@@ -544,6 +578,8 @@ def _torch_gradients(
                 values[node.name] = [z + share * w[f"{node.name}.bias"].view(shape) for z, share in terms]
         elif isinstance(op, Neurons):
             values[node.name] = fire(bound_node, [sum(x) for x in zip(*read, strict=True)])
+        elif isinstance(op, LearnedDelay):
+            values[node.name] = late(read[0], w[f"{node.name}.steps"])
         elif isinstance(op, Passing):
             values[node.name] = [passed(op.at(bound_node.inputs[0].shape), x) for x in read[0]]
         elif isinstance(op, Add):
