@@ -24,6 +24,7 @@ from stsbp_spec.networks.ops import (
     Dropout,
     Flatten,
     GlobalAvgPool,
+    LearnedDelay,
     Linear,
     MaxPool2d,
     OneToOne,
@@ -81,7 +82,7 @@ class Loops:
     """Counts of one sample, from loops over steps, nodes, places and weights."""
 
     def __init__(self, case: RandomCase, spikes: Mapping[str, AnyArray], sample: int) -> None:
-        self.network, self.sample = case.network, sample
+        self.network, self.sample, self.weights = case.network, sample, case.weights()
         self.steps = case.steps if case.lengths is None else case.lengths[sample]
         self.total_steps = case.steps
         self.spikes = {block.population: spikes[block.name][:, sample] for block in case.network.blocks}
@@ -101,6 +102,10 @@ class Loops:
         if isinstance(op, Neurons):
             spikes: AnyArray = self.spikes[name][step]
             return spikes
+        if isinstance(op, LearnedDelay):
+            (edge,), delays = bound_node.node.inputs, self.weights[f"{name}.steps"]
+            steps = [step - round(float(delay)) - edge.delay for delay in delays]
+            return np.stack([self.frame(edge.source, max(t, -1))[channel] for channel, t in enumerate(steps)])
         read = [self.frame(edge.source, step - edge.delay) for edge in bound_node.node.inputs]
         if isinstance(op, Add):
             total: AnyArray = np.sum([np.asarray(x, float) for x in read], axis=0)
@@ -154,7 +159,8 @@ def spikes_of(result: RunResult) -> dict[str, AnyArray]:
 
 def counted(case: RandomCase, spikes: Mapping[str, AnyArray], weights: Any = None) -> dict[CostKey, Int64]:
     lengths = None if case.lengths is None else np.array(case.lengths)
-    return cost_of_run(case.network, unpacked(case.data().inputs), spikes, lengths, weights)
+    delays = case.weights()
+    return cost_of_run(case.network, unpacked(case.data().inputs), spikes, lengths, weights, delays)
 
 
 @pytest.mark.parametrize("number", CASES)
@@ -196,7 +202,18 @@ def test_the_random_networks_have_every_count_and_every_operation() -> None:
         seen["lengths"] += case.lengths is not None
         seen["direct"] += case.network.coding == "direct"
         seen["several events"] += case.network.input_max > 1
-    names = ("Add", "Concat", "AvgPool2d", "MaxPool2d", "GlobalAvgPool", "Upsample2d", "OneToOne", "Linear", "Conv2d")
+    names = (
+        "LearnedDelay",
+        "Add",
+        "Concat",
+        "AvgPool2d",
+        "MaxPool2d",
+        "GlobalAvgPool",
+        "Upsample2d",
+        "OneToOne",
+        "Linear",
+        "Conv2d",
+    )
     others = ("delay", "shares", "groups", "dilation", "stride", "padding", "recurrent", "lengths", "direct")
     assert [name for name in (*COUNTS, *names, *others, "several events") if not seen[name]] == []
     assert zeros > 0

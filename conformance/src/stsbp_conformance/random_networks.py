@@ -31,6 +31,7 @@ from stsbp_spec.networks.ops import (
     Dropout,
     Flatten,
     GlobalAvgPool,
+    LearnedDelay,
     Linear,
     MaxPool2d,
     OneToOne,
@@ -54,6 +55,8 @@ _GAINS = (3.0, 2.0, 5.0, 8.0)
 """Gains of the initial weights from which one is taken."""
 _PENALTIES = 41
 """A third number of the random numbers of rate penalties, beside the seed and the number of the case."""
+_DELAYS = 43
+"""The same for learned delays."""
 _LARGEST = 3000
 """Most neurons of a network, so that numpy computes a case within a second."""
 
@@ -468,11 +471,65 @@ def _of_nodes(draw: _Draw, style: _Style, start: NetworkSpec, count: int) -> Net
     return network
 
 
-def random_case(seed: int, number: int, *, lively: bool = True) -> RandomCase:
+# Learned delays.
+def _with_learned_delays(seed: int, number: int, network: NetworkSpec) -> NetworkSpec:
+    """The network with learned delays before some of its nodes or layers, in a third of the cases."""
+    # From other random numbers than the rest, so that the other networks are those from before there were such delays.
+    draw = _Draw(seed, number, _DELAYS)
+    if not draw.chance(1 / 3):
+        return network
+    share = draw.one_of(0.4, 0.7, 1.0)
+    add = _delays_before_nodes if network.nodes else _delays_before_layers
+    return add(draw, share, network)
+
+
+def _maximum(draw: _Draw) -> int:
+    # No run has more than 8 steps.
+    return draw.one_of(1, 2, 3, 3, 5, 12)
+
+
+def _delays_before_layers(draw: _Draw, share: float, network: NetworkSpec) -> NetworkSpec:
+    def late(layers: Sequence[Layer]) -> tuple[Layer, ...]:
+        changed: list[Layer] = []
+        for layer in layers:
+            if draw.chance(share):
+                changed.append(LearnedDelay(_maximum(draw)))
+            changed.append(Branches(tuple(map(late, layer.branches))) if isinstance(layer, Branches) else layer)
+        return tuple(changed)
+
+    # An image is the same at every step, so it cannot be late, nor can what layers without neurons make of it.
+    kinds = [isinstance(layer, (SpikingLayer, Branches)) for layer in network.layers]
+    still = kinds.index(True) + 1 if network.coding == "direct" else 0
+    return replace(network, layers=(*network.layers[:still], *late(network.layers[still:])))
+
+
+def _delays_before_nodes(draw: _Draw, share: float, network: NetworkSpec) -> NetworkSpec:
+    graph, nodes = network.graph, list[Node]()
+    loops = {name for names in graph.recurrent.values() for name in names}
+    weights = {projection.name for projection in graph.projections}
+    for node in network.nodes:
+        edges = list[Edge]()
+        for place, edge in enumerate(node.inputs):
+            values = graph.values[edge.source]
+            if edge.source in weights or node.name in loops or values.static or not draw.chance(share):
+                edges.append(edge)
+                continue
+            name = f"{node.name}.late{place}"
+            # The fixed delay is before or after the learned one.
+            first, second = (edge.delay, 0) if draw.chance(0.5) else (0, edge.delay)
+            nodes.append(Node(name, LearnedDelay(_maximum(draw)), (Edge(edge.source, first),)))
+            edges.append(Edge(name, second))
+        nodes.append(replace(node, inputs=tuple(edges)))
+    return replace(network, nodes=tuple(nodes))
+
+
+def random_case(seed: int, number: int, *, lively: bool = True, learned_delays: bool = True) -> RandomCase:
     """The case `number` of `seed`.
 
     `lively`: of several weights and inputs, take those with the most gradients that are not zero. Silent networks would
     compare equal whatever a backend does.
+
+    `learned_delays`: many of the networks have learned delays.
     """
     draw = _Draw(seed, number)
     images = draw.chance(0.8)
@@ -489,6 +546,8 @@ def random_case(seed: int, number: int, *, lively: bool = True) -> RandomCase:
     )
     make = _of_nodes if draw.chance(0.5) else _of_layers
     network = make(draw, style, start, draw.one_of(1, 2, 3, 4))
+    if learned_delays:
+        network = _with_learned_delays(seed, number, network)
     read = NetworkSpec.parse(
         network.notation,
         input_shape=network.input_shape,
@@ -614,6 +673,7 @@ _LAYERS: dict[type[Any], str] = {
     GlobalAvgPool: "global pooling",
     Upsample2d: "upsampling",
     Flatten: "flattening",
+    LearnedDelay: "learned delays",
     Dropout: "dropout",
     Add: "sum",
     Concat: "concatenation",
@@ -638,6 +698,9 @@ def _feature_flags(case: RandomCase) -> Iterator[tuple[str, bool]]:
         ("one step and one sample", case.steps == case.batch == 1),
         ("lengths", case.lengths is not None),
         ("rate penalty", bool(case.rate_penalty)),
+        ("learned delays longer than the run", any(n > case.steps for n in graph.delays.values())),
+        ("learned delays, recurrence", bool(graph.delays and graph.recurrent)),
+        ("learned delays, lengths", bool(graph.delays) and case.lengths is not None),
         (f"loss {case.loss_name}", True),
         ("parts", case.micro_batch is not None and case.micro_batch < case.batch),
         (f"memory {case.memory}", True),
@@ -675,6 +738,7 @@ FEATURES = frozenset(
         *("node by node", "notation", "events coding", "direct coding", "input filter", "event counts"),
         *("one channel", "one row", "one column", "one step", "one sample", "one step and one sample", "lengths"),
         "rate penalty",
+        *("learned delays longer than the run", "learned delays, recurrence", "learned delays, lengths"),
         *("direct coding, batch normalisation, padded samples", "parts", "memory full", "memory low"),
         *("threads 1", "threads 2", "reproducible precision", "only fast precision"),
         *("convolution", "full connection", "one-to-one", "bias", "batch normalisation", "few bits"),
