@@ -22,7 +22,7 @@ from stsbp_spec.errors import NumericError
 from stsbp_spec.reference.backend import NumpyBackend
 
 from stsbp_conformance.check import Check, Mismatch, Unavailable
-from stsbp_conformance.faults import connections, equations, operations, training
+from stsbp_conformance.faults import connections, delays, equations, operations, training
 from stsbp_conformance.faults.changes import Fault, Miswritten
 from stsbp_conformance.tiers import (
     bits,
@@ -46,6 +46,7 @@ FAULTS: tuple[Fault, ...] = (
     *equations.PRINTED,
     *operations.FAULTS,
     *training.FAULTS,
+    *delays.FAULTS,
 )
 
 BACKENDS: Mapping[str, type[NumpyBackend]] = {fault.name: fault.backend for fault in FAULTS}

@@ -171,9 +171,9 @@ def _in_place(correct: Change, scalars: Any, domain: Any, w: Float32, *args: Flo
     return new, *moments
 
 
-def _frozen_decay(correct: Change, state: TrainState[AnyArray], scalars: Any, grads: Any) -> Any:
-    updated = correct(state, scalars, grads)
-    decay = getattr(scalars, "decay", _ONE)
+def _frozen_decay(correct: Any, state: TrainState[AnyArray], clip: np.float32, grads: Any) -> Any:
+    updated = correct(state, clip, grads)
+    decay = getattr(correct.__self__.optimizer.scalars(state.step, clip), "decay", _ONE)
     return replace(updated, weights={name: w if name in grads else decay * w for name, w in updated.weights.items()})
 
 
