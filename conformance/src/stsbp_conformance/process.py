@@ -36,6 +36,7 @@ from stsbp_conformance.tiers.bits import (
     PENALISED_LENGTHS,
     READOUT_LENGTHS,
 )
+from stsbp_conformance.tiers.reproducible import LATE_SATURATED
 
 __all__ = ["CASES", "LEARNED_DELAYS", "NORMALISED", "PENALISED", "RECURRENT", "UPDATES", "Trained", "main", "started"]
 
@@ -104,10 +105,11 @@ CASES = (
     PENALISED_LENGTHS,
     *READOUT_LENGTHS[1:3],
     LEARNED_DELAYS,
+    LATE_SATURATED,
 )
 _LOSSES = (
     *("van-rossum", "hamming", "spike-count", "van-rossum", "hamming", "van-rossum", "hamming", "van-rossum"),
-    *("van-rossum", "hamming", "mse", "mse", "van-rossum"),
+    *("van-rossum", "hamming", "mse", "mse", "van-rossum", "van-rossum"),
 )
 UPDATES = {case.id: loss for case, loss in zip(CASES, _LOSSES, strict=True)}
 """The loss with which each case is trained."""

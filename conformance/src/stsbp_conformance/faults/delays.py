@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any, Self
 
 import numpy as np
@@ -20,6 +20,8 @@ from stsbp_conformance.faults.changes import Change, Fault, method
 from stsbp_conformance.reference import NUMPY
 
 __all__ = ["FAULTS"]
+
+_ONE = np.float32(1)
 
 
 def _by_channel(move: Callable[[AnyArray, int], AnyArray]) -> Change:
@@ -106,11 +108,16 @@ def _step(kind: type[Delays[AnyArray]]) -> type[NumpyBackend]:
 
 
 # Updates.
-def _updated(change: Callable[[tuple[float, float]], tuple[float, float]]) -> Change:
-    """Replaces `updated`: learned delays of more than one step have another domain."""
-    return lambda correct, scalars, domain, *arrays: correct(
-        scalars, change(domain) if domain is not None and domain[0] == 0 and domain[1] > 1 else domain, *arrays
-    )
+def _updated(change: Callable[[tuple[float, float]], tuple[float, float]], shorter: np.float32 = _ONE) -> Change:
+    """Replaces `updated`: learned delays that may be longer than a step have another domain, or are shorter before the
+    update."""
+
+    def updated(correct: Change, scalars: Any, domain: Any, w: Float32, *arrays: Float32) -> Any:
+        if domain is None or domain[0] != 0 or domain[1] <= 1:
+            return correct(scalars, domain, w, *arrays)
+        return correct(scalars, change(domain), shorter * w, *arrays)
+
+    return updated
 
 
 def _optimizer(**changed: Callable[[Optimizer], float]) -> Change:
@@ -122,8 +129,9 @@ def _optimizer(**changed: Callable[[Optimizer], float]) -> Change:
                 settings = {name: setting(self) for name, setting in changed.items()}
                 return replace(super().for_delays(), **settings)  # type: ignore[no-any-return]
 
-        settings = {name: getattr(optimizer, name) for name in optimizer.__dataclass_fields__}
-        return correct(network, loss, Other(**settings), **options)
+        return correct(
+            network, loss, Other(**{x.name: getattr(optimizer, x.name) for x in fields(optimizer)}), **options
+        )
 
     return trainer
 
@@ -159,7 +167,7 @@ FAULTS = (
           method(delay_backward=lambda correct, error, delays: _between(correct, error, delays))),
     Fault("DelaySlopeReversed", "The gradients of learned delays have the wrong sign.",
           method(delay_gradient=lambda correct, *arguments: -correct(*arguments))),
-    Fault("DelaySlopeStepLate", "The slope of a learned delay is that between t - f and t - f + 1.",
+    Fault("DelaySlopeStepLate", "The slope of a learned delay is that between the steps t - f and t - f + 1.",
           method(delay_gradient=lambda correct, x, delays, error: correct(x, np.floor(delays) - 1, error))),
     Fault("DelaySlopeAtTheNearest", "The slope of a learned delay begins at its nearest step instead of the one below.",
           method(delay_gradient=lambda correct, x, delays, error: correct(x, np.rint(delays), error))),
@@ -179,8 +187,8 @@ FAULTS = (
           method(updated=_updated(lambda domain: (-CEILING, CEILING)))),
     Fault("DelaysBelowTheMaximum", "Learned delays are clipped one step below their maximum.",
           method(updated=_updated(lambda domain: (domain[0], domain[1] - 1)))),
-    Fault("DelaysDecay", "Weight decay makes learned delays shorter.",
-          method(trainer=_optimizer(weight_decay=lambda optimizer: optimizer.weight_decay))),
+    Fault("DelaysDecay", "Every update makes learned delays shorter by a thousandth, as weight decay would.",
+          method(updated=_updated(lambda domain: domain, shorter=np.float32(0.999)))),
     Fault("DelaysLearnAsWeights", "Learned delays have the learning rate of the weights.",
           method(trainer=_optimizer(lr=lambda optimizer: optimizer.lr))),
     Fault("LateSpikesLost", "A network that runs step by step loses the spikes that learned delays still hold.",

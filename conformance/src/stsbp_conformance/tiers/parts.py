@@ -25,7 +25,7 @@ from stsbp_conformance.tiers.bits import (
     PENALISED_LENGTHS,
     READOUT_LENGTHS,
 )
-from stsbp_conformance.tiers.reproducible import OPTIMIZER
+from stsbp_conformance.tiers.reproducible import LATE_SATURATED, OPTIMIZER
 
 __all__ = ["BEFORE", "CASES", "CHECKS", "UPDATES"]
 
@@ -53,7 +53,7 @@ def _micro_batches(case: NetworkCase, size: int) -> Check:
         _compare(compared, f"micro-batches of {size}", trained, _in_one_batch(case, 3))
         return compared.verdict()
 
-    small_parts = ((NORMALISED, 3), (PENALISED, 3), (READOUT_LENGTHS[2], 3), (LEARNED_DELAYS, 3))
+    small_parts = ((NORMALISED, 3), (PENALISED, 3), (READOUT_LENGTHS[2], 3), (LEARNED_DELAYS, 3), (LATE_SATURATED, 1))
     quick = (case, size) in small_parts or case is PENALISED_LENGTHS
     return Check(8, f"{case.id} in micro-batches of {size}", run, quick=quick)
 
@@ -83,7 +83,7 @@ _IN_MICRO_BATCHES = (
     (CASES[0], 3), (CASES[0], 1), (CASES[1], 1), (LENGTHS, 2), (NORMALISED, 3), (NORMALISED, 1), (NORMALISED_DIRECT, 1),
     (RECURRENT, 3), (RECURRENT, 1), (GEOMETRY, 2), (CONCATENATED, 2), (PENALISED, 3), (PENALISED, 1),
     (PENALISED_LENGTHS, 2), (READOUT_LENGTHS[1], 2), (READOUT_LENGTHS[2], 3),
-    (LEARNED_DELAYS, 3), (LEARNED_DELAYS, 1),
+    (LEARNED_DELAYS, 3), (LEARNED_DELAYS, 1), (LATE_SATURATED, 1),
 )  # fmt: skip
 
 CHECKS = (
