@@ -281,6 +281,23 @@ def _network_cases() -> Iterable[Case]:
     case = NetworkCase("penalised concatenations", concatenated, 8, 3, gain=3.0, density=0.3, seed=142)
     yield _network(replace(case, rate_penalty=penalties, lengths=(8, 3, 6)), "hamming", memory="low")
     yield from _readout_cases()
+    yield from _learned_delays()
+
+
+def _learned_delays() -> Iterable[Case]:
+    neuron = LIF(5, 5 / 3, 0.4, FastSigmoid(3.0))
+    late = NetworkSpec.parse("4C3p1d0.2-T4-P2-T3-9{reset=subtract}", input_shape=(2, 6, 6), outputs=4, neuron=neuron)
+    case = NetworkCase("learned delays", late, 8, 3, gain=3.0, density=0.3, seed=145)
+    yield _network(case, "van-rossum", quick=True)
+    sgd = SGD(lr=0.01, delay_lr=4.0, warmup_steps=5, weight_decay=0.05, clip_norm=0.5)
+    yield _training(replace(case, id="updates of SGD with learned delays", seed=146), sgd)
+    recurrent = NetworkSpec.parse(
+        "T6-9R-[T2-9{neuron=plif,delay=2}]+-D0.2-T12-4{neuron=readout,tau_s=5,tau_rise=3}",
+        input_shape=(12,),
+        neuron=neuron,
+    )
+    case = NetworkCase("learned delays, a recurrence, a readout", recurrent, 10, 3, gain=3.0, density=0.3, seed=147)
+    yield _network(replace(case, lengths=(10, 3, 7)), "mse", memory="low")
 
 
 def _readout_cases() -> Iterable[Case]:
