@@ -29,7 +29,8 @@ def _by_channel(move: Callable[[AnyArray, int], AnyArray]) -> Change:
 
     def forward(correct: Change, x: AnyArray, delays: Float32) -> AnyArray:
         whole = np.rint(delays).astype(int)
-        return np.stack([move(x[:, :, channel], int(steps)) for channel, steps in enumerate(whole)], axis=2)
+        late: AnyArray = np.stack([move(x[:, :, c], int(steps)) for c, steps in enumerate(whole)], axis=2)
+        return late
 
     return forward
 
@@ -130,7 +131,7 @@ def _optimizer(**changed: Callable[[Optimizer], float]) -> Change:
                 return replace(super().for_delays(), **settings)  # type: ignore[no-any-return]
 
         return correct(
-            network, loss, Other(**{x.name: getattr(optimizer, x.name) for x in fields(optimizer)}), **options
+            network, loss, Other(**{x.name: getattr(optimizer, x.name) for x in fields(type(optimizer))}), **options
         )
 
     return trainer
