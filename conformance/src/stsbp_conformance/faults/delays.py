@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from typing import Any, Self
 
 import numpy as np
@@ -36,7 +36,8 @@ def _by_channel(move: Callable[[AnyArray, int], AnyArray]) -> Change:
 
 
 def _first_value_in_the_gap(x: AnyArray, steps: int) -> AnyArray:
-    return x[(np.arange(len(x)) - steps).clip(0)]
+    filled: AnyArray = x[(np.arange(len(x)) - steps).clip(0)]
+    return filled
 
 
 def _between(move: Change, x: AnyArray, delays: Float32) -> AnyArray:
@@ -130,9 +131,7 @@ def _optimizer(**changed: Callable[[Optimizer], float]) -> Change:
                 settings = {name: setting(self) for name, setting in changed.items()}
                 return replace(super().for_delays(), **settings)  # type: ignore[no-any-return]
 
-        return correct(
-            network, loss, Other(**{x.name: getattr(optimizer, x.name) for x in fields(type(optimizer))}), **options
-        )
+        return correct(network, loss, Other(**vars(optimizer)), **options)
 
     return trainer
 
