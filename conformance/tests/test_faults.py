@@ -67,6 +67,10 @@ class Recorder(NumpyBackend):
         self._saw(equations.neuron.surrogate.name)
         return super().population_forward(equations, *arguments)
 
+    def delay_gradient(self, *arguments: AnyArray) -> AnyArray:
+        self._saw("learned delays")
+        return super().delay_gradient(*arguments)
+
     def loss_error(self, loss: Loss, *arguments: Any) -> Any:
         self._saw(loss.name)
         return super().loss_error(loss, *arguments)
@@ -104,16 +108,17 @@ def test_backend_without_a_fault_passes_and_the_quick_checks_leave_nothing_out()
     passing = {"max pooling", "upsampling", "flattening", "sum", "concatenation"}
     exact = {name for name, surrogate in SURROGATES.items() if surrogate().exact}
     expected = {
-        1: {*layers, *passing, *EXACT_LOSSES},
+        1: {*layers, *passing, *EXACT_LOSSES, "learned delays"},
         2: {*layers, *passing},
-        3: {*layers, *passing, *EXACT_LOSSES, *SURROGATES},
-        4: {*layers, *passing, *EXACT_LOSSES, *exact, "dropout", "memory full", "memory low", "reproducible"},
-        5: {
-            *EXACT_LOSSES,
-            *SURROGATES,
-        },  # its checks of synapses, pooling and dropout are all quick, and too small to be less
-        6: {*layers, *EXACT_LOSSES, "dropout", "fast", "reproducible"},
-        8: {"mse", "convolution, stride 1", "linear", "pooling", "events", "dropout", "reproducible"},
+        3: {*layers, *passing, *EXACT_LOSSES, *SURROGATES, "learned delays"},
+        4: {
+            *(*layers, *passing, *EXACT_LOSSES, *exact),
+            *("dropout", "learned delays", "memory full", "memory low", "reproducible"),
+        },
+        # Its checks of synapses, pooling and dropout are all quick, and too small to be less.
+        5: {*EXACT_LOSSES, *SURROGATES, "learned delays"},
+        6: {*layers, *EXACT_LOSSES, "dropout", "fast", "learned delays", "reproducible"},
+        8: {"mse", "learned delays", "convolution, stride 1", "linear", "pooling", "events", "dropout", "reproducible"},
         7: {"drift", "twice-hamming", "parabola", "twice-triangle"},
     }
     missing = {tier: features - {f for t, f in backend.seen if t == tier} for tier, features in expected.items()}

@@ -127,6 +127,8 @@ def test_a_network_is_drawn_again() -> None:
         "DelayStepLonger",
         "BranchesConcatenatedFromTheLast",
         "ErrorsOfOtherChannels",
+        "LateErrorMovedLater",
+        "DelaySlopeStepLate",
     ],
 )
 def test_a_fault_is_found(name: str) -> None:
