@@ -73,20 +73,10 @@ class _Network:
         return NetworkSpec.parse(text, neuron=self.default, weight_bits=3, padding="same", **of_input)
 
 
-def _drawn(*, learned_delays: bool) -> list[_Network]:
-    cases = (random_networks.random_case(SEED, n, learned_delays=learned_delays) for n in range(NETWORKS))
-    return [_Network(n, drawn(case.network, n, STEPS, SAMPLES)) for n, case in enumerate(cases)]
-
-
 @pytest.fixture(scope="module")
 def networks() -> list[_Network]:
-    return _drawn(learned_delays=True)
-
-
-@pytest.fixture(scope="module")
-def exportable() -> list[_Network]:
-    """The same without learned delays."""
-    return _drawn(learned_delays=False)
+    specs = [random_networks.random_case(SEED, number).network for number in range(NETWORKS)]
+    return [_Network(number, drawn(spec, number, STEPS, SAMPLES)) for number, spec in enumerate(specs)]
 
 
 def same(one: LayerRun, other: LayerRun) -> bool:
@@ -184,11 +174,11 @@ def _refusal_of_nir(spec: NetworkSpec) -> str | None:
 
 
 @pytest.mark.skipif(importlib.util.find_spec("onnxruntime") is None, reason="onnxruntime is not installed")
-def test_onnx_runs_every_network_to_the_bit(exportable: list[_Network]) -> None:
+def test_onnx_runs_every_network_to_the_bit(networks: list[_Network]) -> None:
     import onnxruntime
     from stsbp.interop.onnx_model import model
 
-    for network in exportable:
+    for network in networks:
         onnx_model = model(program(network.spec, network.case.weights), network.about, layers=True)
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads, options.log_severity_level = 1, 3
@@ -206,9 +196,9 @@ def test_onnx_runs_every_network_to_the_bit(exportable: list[_Network]) -> None:
 
 
 @pytest.mark.skipif(shutil.which("gcc") is None, reason="there is no gcc")
-def test_c_runs_every_network_to_the_bit(exportable: list[_Network], tmp_path: Path) -> None:
+def test_c_runs_every_network_to_the_bit(networks: list[_Network], tmp_path: Path) -> None:
     sources = []
-    for network in exportable[:IN_C]:
+    for network in networks[:IN_C]:
         sources.append(c_source := source(program(network.spec, network.case.weights), network.about))
         (tmp_path / f"{c_source.stem}.h").write_text(c_source.header)
         (tmp_path / f"{c_source.stem}.c").write_text(c_source.source)
@@ -220,16 +210,4 @@ def test_c_runs_every_network_to_the_bit(exportable: list[_Network], tmp_path: P
     printed = subprocess.run(["./all"], cwd=tmp_path, check=True, capture_output=True, text=True).stdout
     layers = list(compared(printed))
     assert [layer for layer in layers if layer.spikes_differ or layer.potentials_differ] == []
-    assert len(layers) == sum(len(network.spec.blocks) for network in exportable[:IN_C])
-
-
-def test_exports_refuse_learned_delays_by_name(networks: list[_Network]) -> None:
-    late = [network for network in networks if network.spec.graph.delays]
-    assert len(late) > 3
-    onnx_model = pytest.importorskip("stsbp.interop.onnx_model")
-    for network in late:
-        of_network, nodes = program(network.spec, network.case.weights), [*network.spec.graph.delays]
-        for export in (source, onnx_model.model):
-            with pytest.raises(ConfigError, match="LearnedDelay") as refused:
-                export(of_network, network.about)
-            assert str(refused.value).partition(":")[0] in {name.rpartition(".")[0] for name in nodes}
+    assert len(layers) == sum(len(network.spec.blocks) for network in networks[:IN_C])
