@@ -15,6 +15,7 @@ import pytest
 import stsbp as package
 from click.testing import Result
 from stsbp.datasets import load
+from stsbp.datasets.base import distinct_count, hold_out
 from stsbp.datasets.forecast import Forecast
 from stsbp.datasets.mackey_glass import (
     BETA,
@@ -271,3 +272,28 @@ def test_rollout_refuses_outputs_that_are_not_finite() -> None:
     with pytest.raises(NumericError, match="not finite"):
         roll_out(network, forecast)
     assert isinstance(roll_out(Constant(0.0), forecast), Rollout)  # type: ignore[arg-type]
+
+
+def test_no_repetition_of_a_validation_sample_is_trained_on() -> None:
+    train = load("mackey-glass", steps=5).train
+    assert (len(train), distinct_count(train)) == (146 * 8, 146)
+    kept, held_out = hold_out(train, 14, seed=3)
+    assert (len(kept), len(held_out)) == (132 * 8, 14)
+    trained, tested = (
+        {frames.tobytes() for frames in split.inputs(np.arange(len(split))).swapaxes(0, 1)}
+        for split in (kept, held_out)
+    )
+    assert (len(trained), len(tested)) == (132, 14)
+    assert not trained & tested
+    with pytest.raises(DataError, match="cannot hold out 146 of 146 samples: expected 1 to 145"):
+        hold_out(train, 146)
+
+
+def test_experiment_of_real_targets(stsbp: Callable[..., Result]) -> None:
+    done = stsbp("experiment", "mackey-glass", "--seeds", 2, "--epochs", 1, "--net", "8", "--out", "experiment")
+    assert done.exit_code == 0, done.output
+    table = Path("experiment/experiment.md").read_text()
+    assert "| seed | epoch | validation | test mse | mse, last |" in table
+    record = json.loads(Path("experiment/experiment.json").read_text())
+    assert record["samples"]["validation"] == 14
+    assert f"| 0 | 1 | {record['seeds'][0]['validation']['mse']:.4f} |" in table

@@ -43,6 +43,7 @@ __all__ = [
     "Subset",
     "content_of",
     "cut_test",
+    "distinct_count",
     "hold_out",
     "ignored_files",
     "left_out",
@@ -692,6 +693,8 @@ def hold_out(
 ) -> tuple[Subset, Subset]:
     """Cut `count` class-balanced samples off: what remains, and what is held out.
 
+    If samples of a `Subset` are repeated, a sample is held out once, and none of its repetitions remains.
+
     `option` is the setting that gave `count`, for the message.
 
     Raises:
@@ -700,11 +703,28 @@ def hold_out(
     """
     if integer(count) is None:
         raise SpecError(f"the number of samples to hold out must be an integer, got {shown(count)}")
-    if not 1 <= count < len(split):
+    numbers = _distinct(split)
+    if not 1 <= count < len(numbers):
         possible = (
-            f"expected 1 to {len(split) - 1}; choose another {option}" if len(split) > 1 else "none would be left"
+            f"expected 1 to {len(numbers) - 1}; choose another {option}" if len(numbers) > 1 else "none would be left"
         )
-        raise DataError(f"cannot hold out {count} of {len(split)} samples: {possible}")
-    held_out = select_balanced(split.labels, count, seed=seed, substream=substream)
-    remaining = np.setdiff1d(np.arange(len(split)), held_out, assume_unique=True)
+        raise DataError(f"cannot hold out {count} of {len(numbers)} samples: {possible}")
+    held_out = numbers[select_balanced(split.labels[numbers], count, seed=seed, substream=substream)]
+    if len(numbers) < len(split):
+        assert isinstance(split, Subset)
+        remaining = np.flatnonzero(~np.isin(split.indices, split.indices[held_out]))
+    else:
+        remaining = np.setdiff1d(np.arange(len(split)), held_out, assume_unique=True)
     return Subset(split, remaining), Subset(split, held_out)
+
+
+def distinct_count(split: Split) -> int:
+    """Number of samples of a split, without repetitions."""
+    return len(_distinct(split))
+
+
+def _distinct(split: Split) -> Int64:
+    """Numbers of the samples of a split, without those that are repetitions of an earlier one."""
+    if not isinstance(split, Subset):
+        return np.arange(len(split), dtype=np.int64)
+    return np.sort(np.unique(split.indices, return_index=True)[1]).astype(np.int64)

@@ -28,6 +28,7 @@ from stsbp_spec.networks.spec import NetworkSpec
 from stsbp import records
 from stsbp.config import RunConfig, SettingsSource, differences, named_preset, split_start
 from stsbp.datasets import DATASETS, Dataset
+from stsbp.datasets.base import distinct_count
 from stsbp.datasets.registry import is_known
 from stsbp.errors import CheckpointError, ConfigError, FileError, did_you_mean
 from stsbp.files import MEGABYTE, OpenFolder, OutputKind, has_folder, read_regular, real
@@ -64,7 +65,7 @@ def with_validation(config: RunConfig, dataset: Dataset) -> RunConfig:
     """The settings with the usual number of validation samples; none if the test set is the training set."""
     if has_test_of_training(config.dataset):
         return config
-    return config.model_copy(update={"validation": len(dataset.train) // VALIDATION_SHARE})
+    return config.model_copy(update={"validation": distinct_count(dataset.train) // VALIDATION_SHARE})
 
 
 def experiment_settings(name: str, dataset: str | None) -> SettingsSource:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import shlex
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from statistics import fmean, stdev
 from typing import Any
 
@@ -213,9 +213,16 @@ def _selection(experiment: dict[str, Any]) -> str:
     )
 
 
+def _seed_figure(name: str, record: Mapping[str, Any]) -> str:
+    return f"{record[name]:.2%}" if name in _PERCENT else f"{record[name]:.4f}"
+
+
 def _seed_table(experiment: dict[str, Any]) -> str:
     figures = experiment["summary"]["test"]
     names = [name for name in figures if name in _PERCENT and not (name in _FOLLOWS and "accuracy" in figures)]
+    # Real targets have no shares.
+    names = names or ["mse"]
+    chosen_by = next(name for name in ("accuracy", "f1", "mse") if name in figures)
     short_names = [f"by {experiment['decoders'][1]}" if name == "accuracy_spike_count" else name for name in names]
     header = [
         "seed",
@@ -227,10 +234,8 @@ def _seed_table(experiment: dict[str, Any]) -> str:
     rows = []
     for result in experiment["seeds"]:
         validation = result["validation"]
-        validation_text = (
-            "-" if validation is None else f"{validation['accuracy' if 'accuracy' in validation else 'f1']:.2%}"
-        )
-        cells = [f"{result[epoch_kind][name]:.2%}" for epoch_kind in ("test", "last") for name in names]
+        validation_text = "-" if validation is None else _seed_figure(chosen_by, validation)
+        cells = [_seed_figure(name, result[epoch_kind]) for epoch_kind in ("test", "last") for name in names]
         rows.append([str(result["seed"]), str(result["epoch"]), validation_text, *cells])
     return _rows(header, rows) + '\n\n"last" is the last epoch.'
 
