@@ -160,7 +160,7 @@ def test_recordings_that_are_read_wrongly_are_found(
 def test_what_a_refused_command_has_changed_is_found(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     from stsbp.cli import compare
 
-    def table(*_: object) -> str:
+    def table(*_: object, **_options: object) -> str:
         Path("notes.txt").write_text("yours")
         raise DataError("no")
 
@@ -211,7 +211,7 @@ def test_a_thread_that_a_command_leaves_is_found_and_one_from_before_is_not_take
 ) -> None:
     from stsbp.cli import compare
 
-    def table(*_: object) -> str:
+    def table(*_: object, **_options: object) -> str:
         threading.Thread(target=end.wait, name="planted", daemon=True).start()
         return ""
 
@@ -242,7 +242,7 @@ def test_a_planted_fault_of_a_command_is_found(
 ) -> None:
     from stsbp.cli import compare
 
-    def table(*_: object) -> str:
+    def table(*_: object, **_options: object) -> str:
         act()
         return ""
 

@@ -385,7 +385,7 @@ def test_messages_of_the_command_line_are_translated_but_commands_in_them_are_no
 def test_values_of_options_in_messages_are_in_quotes() -> None:
     """Without quotes, the keyword of Python is followed by a word: `on= fsdd`."""
     source = Path(package.__file__).parent
-    numbers = {"config.patience", "steps", "shown(name)"}
+    numbers = {"config.patience", "steps", "shown(name)", "shown(typed_name)"}
     files = [file for file in source.rglob("*.py") if not {"cli", "experiment"} & {*file.relative_to(source).parts}]
     values = {
         (file.name, value)

@@ -41,6 +41,7 @@ AMOUNTS = {
     "init_gain": (1.5, 5e-324, math.inf),
     "init_rate": (0.0, 0.0, math.nextafter(1, 0)),
     "lr": (2e-3, 5e-324, math.inf),
+    "delay_lr": (0.0, 0.0, math.inf),
     "momentum": (0.9, 0.0, math.nextafter(1, 0)),
     "warmup": (0.0, 0.0, 1e6),
     "weight_decay": (0.0, 0.0, math.inf),

@@ -139,8 +139,9 @@ def test_tensorboard_of_track_has_every_number(train_tiny: Train, tmp_path: Path
 
 def test_wandb_has_every_number_once_and_no_machine(train_tiny: Train, stsbp: Train, tmp_path: Path) -> None:
     wandb = pytest.importorskip("wandb")
-    run = tmp_path / "run"
+    run, hooks = tmp_path / "run", (sys.exit, sys.excepthook)
     assert train_tiny(run, "--track", "wandb", "--log-every", 1, "--stop-after", 1e-9).exit_code == 75
+    assert (sys.exit, sys.excepthook) == hooks
     resumed = stsbp("train", "--resume", run)
     assert resumed.exit_code == 0
     assert "warning" not in resumed.stderr

@@ -591,7 +591,7 @@ _LATER = frozenset(
     {
         *("augment_rotate", "augment_scale", "augment_shear", "augment_elastic", "augment_cutout", "test_on"),
         *("init_rate", "init_from", "init_sha256", "test", "neuron", "neuron_model", "tau_rise", "psp_gain"),
-        *("loss_model", "surrogate_model", "optimizer", "momentum", "freeze", "rate_penalty"),
+        *("loss_model", "surrogate_model", "optimizer", "momentum", "freeze", "rate_penalty", "delay_lr"),
         *(name for names in RECORDING_SETTINGS.values() for name in names),
     }
 )

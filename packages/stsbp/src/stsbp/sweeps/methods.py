@@ -58,11 +58,11 @@ def chosen_pruner(name: str, objectives: Sequence[Objective]) -> str:
         return name
     if len(objectives) > 1:
         raise ConfigError(
-            f"--pruner {name} judges a single objective, but there are {len(objectives)}; leave --pruner out"
+            f"--pruner {name!r} judges a single objective, but there are {len(objectives)}; leave --pruner out"
         )
     if not objectives[0].each_epoch:
         raise ConfigError(
-            f"--pruner {name} judges a value of every epoch, but the objective {objectives[0].key} is measured at the "
-            "end; leave --pruner out"
+            f"--pruner {name!r} judges a value of every epoch, but the objective {objectives[0].key} is measured at "
+            "the end; leave --pruner out"
         )
     return name

@@ -86,7 +86,7 @@ def read_objectives(names: Iterable[str]) -> tuple[Objective, ...]:
                 f"unknown objective {name!r}{did_you_mean(name, OBJECTIVES)}; known: {', '.join(OBJECTIVES)}"
             )
         if name in objectives:
-            raise ConfigError(f"--objective {name} is given twice")
+            raise ConfigError(f"--objective {name!r} is given twice")
         objectives[name] = OBJECTIVES[name]
     return tuple(objectives.values())
 
@@ -102,11 +102,13 @@ def check_objectives(objectives: Sequence[Objective], inputs: Inputs, varied: It
     varied_names = set(varied)
     for objective in objectives:
         if objective.key in lacking[kind]:
-            raise ConfigError(f"--objective {objective.key}: the labels of these data are {kind}, which do not have it")
+            raise ConfigError(
+                f"--objective {objective.key!r}: the labels of these data are {kind}, which do not have it"
+            )
         if changed := [name for name in MEASURED.get(objective.key, ()) if name in varied_names]:
             raise ConfigError(
-                f"--objective {objective.key} is measured with the settings {', '.join(changed)}, which are varied, so "
-                "its values could not be compared; choose another objective, or do not vary them"
+                f"--objective {objective.key!r} is measured with the settings {', '.join(changed)}, which are varied, "
+                "so its values could not be compared; choose another objective, or do not vary them"
             )
 
 

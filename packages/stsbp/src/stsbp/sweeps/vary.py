@@ -124,7 +124,7 @@ def read_variations(pairs: Sequence[tuple[str, Any]]) -> dict[str, Variation]:
     for typed_name, value in pairs:
         name = _setting(typed_name)
         if name in variations:
-            raise ConfigError(f"--vary {name} is given twice; give all its values at once")
+            raise ConfigError(f"--vary {name!r} is given twice; give all its values at once")
         variations[name] = _variation(name, value)
     if not variations:
         raise ConfigError("nothing is varied; give --vary NAME=VALUES, for example --vary tau_m=4:16:log")
@@ -141,7 +141,7 @@ def _setting(typed_name: str) -> str:
             f"varied: {', '.join(known)}"
         )
     if name in NOT_VARIED:
-        raise ConfigError(f"--vary {name}: this setting is not varied, because {NOT_VARIED[name]}")
+        raise ConfigError(f"--vary {name!r}: this setting is not varied, because {NOT_VARIED[name]}")
     return name
 
 
@@ -156,16 +156,17 @@ def _variation(name: str, value: Any) -> Variation:
         values = [_plain(name, x, annotation) for x in value]
     else:
         raise ConfigError(
-            f"--vary {name}: give a range such as '4:16:log' or a list of values such as [0.5, 1.0], got {shown(value)}"
+            f"--vary {name!r}: give a range such as '4:16:log' or a list of values such as [0.5, 1.0], got "
+            f"{shown(value)}"
         )
     distinct = tuple(dict.fromkeys(values))
     if len(distinct) < 2:
         raise ConfigError(
-            f"--vary {name}: give a range LOW:HIGH or at least two different values, got {shown(value)}; for one "
+            f"--vary {name!r}: give a range LOW:HIGH or at least two different values, got {shown(value)}; for one "
             f"value, use --{name.replace('_', '-')}"
         )
     if len(distinct) > _MOST_VALUES:
-        raise ConfigError(f"--vary {name}: at most {_MOST_VALUES:,} values, got {len(distinct):,}")
+        raise ConfigError(f"--vary {name!r}: at most {_MOST_VALUES:,} values, got {len(distinct):,}")
     return Choices(distinct)
 
 
@@ -188,7 +189,7 @@ def _number(text: str, *, whole: bool) -> Value:
 def _plain(name: str, value: Any, annotation: Any) -> Value:
     plain = value.item() if isinstance(value, np.generic) else value
     if not isinstance(plain, (bool, int, float, str)):
-        raise ConfigError(f"--vary {name}: values are numbers, texts or truth values, got {shown(value)}")
+        raise ConfigError(f"--vary {name!r}: values are numbers, texts or truth values, got {shown(value)}")
     return float(plain) if annotation is float and type(plain) is int else plain
 
 
@@ -235,9 +236,9 @@ def check_variations(
     for name, variation in variations.items():
         if name in given:
             flag = name.replace("_", "-")
-            raise ConfigError(f"--{flag} fixes a setting that --vary {name} varies; give one of them")
+            raise ConfigError(f"--{flag} fixes a setting that --vary {name!r} varies; give one of them")
         for value in variation.ends:
-            resolve([*sources, SettingsSource(f"--vary {name}", {name: value})])
+            resolve([*sources, SettingsSource(f"--vary {name!r}", {name: value})])
         _check_effect(name, variations, sources)
 
 
@@ -256,7 +257,7 @@ def _check_effect(name: str, variations: Mapping[str, Variation], sources: Seque
         except StsbpError as error:
             first_error = first_error or error
     if first_error is not None:
-        raise ConfigError(f"--vary {name}: {first_error}") from first_error
+        raise ConfigError(f"--vary {name!r}: {first_error}") from first_error
 
 
 def grid_values(variations: Mapping[str, Variation]) -> dict[str, list[Any]]:
@@ -270,10 +271,10 @@ def grid_values(variations: Mapping[str, Variation]) -> dict[str, list[Any]]:
         values = variation.grid
         if values is None:
             raise ConfigError(
-                f"--vary {name}: a grid needs a list of values or a range in steps, LOW:HIGH:STEP or LOW:HIGH:int"
+                f"--vary {name!r}: a grid needs a list of values or a range in steps, LOW:HIGH:STEP or LOW:HIGH:int"
             )
         if len(values) > _MOST_VALUES:
-            raise ConfigError(f"--vary {name}: a grid has at most {_MOST_VALUES:,} values of a setting; give a STEP")
+            raise ConfigError(f"--vary {name!r}: a grid has at most {_MOST_VALUES:,} values of a setting; give a STEP")
         grid[name] = list(values)
     return grid
 

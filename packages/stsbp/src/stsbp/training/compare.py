@@ -115,13 +115,13 @@ def sorted_facts(run_facts: Sequence[dict[str, Any]], key: str | None, *, revers
         listed = dict.fromkeys(name for row in rows(run_facts) for name in row if name in known)
         listed_names = [name for name in listed if ".measures." not in name]
         raise ConfigError(
-            f"--sort {key}: there is no such column{did_you_mean(key, known)}; known: {', '.join(listed_names)}, every "
-            "setting, and the measures of spike times in --csv"
+            f"--sort {key!r}: there is no such column{did_you_mean(key, known)}; known: {', '.join(listed_names)}, "
+            "every setting, and the measures of spike times in --csv"
         )
     values = [row.get(key) for row in table]
     kinds = {str if isinstance(value, str) else float for value in values if value is not None}
     if len(kinds) > 1:
-        raise ConfigError(f"--sort {key}: some of its values are numbers and others are texts, which have no order")
+        raise ConfigError(f"--sort {key!r}: some of its values are numbers and others are texts, which have no order")
     with_value = [index for index, value in enumerate(values) if value is not None]
     order = sorted(with_value, key=lambda index: values[index], reverse=reverse)  # type: ignore[arg-type, return-value]
     return [run_facts[i] for i in (*order, *(i for i, value in enumerate(values) if value is None))]

@@ -8,6 +8,7 @@ Online, lines whose row the server already has are left out.
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Mapping
 from typing import Any
 
@@ -64,6 +65,8 @@ class _WandbTracker:
             x_disable_stats=True,
             x_save_requirements=False,
         )
+        # wandb replaces both, to learn how the program ends. `close` tells it, so they are put back.
+        hooks = sys.exit, sys.excepthook
         self._run = wandb.init(
             project=os.environ.get("WANDB_PROJECT") or PROJECT,
             id=run.identity,
@@ -75,6 +78,7 @@ class _WandbTracker:
             reinit="create_new",
             settings=settings,
         )
+        sys.exit, sys.excepthook = hooks
         self._first_row: int = self._run.step
         self._row = 0
         self._run.define_metric("update", hidden=True)
