@@ -327,6 +327,48 @@ def test_the_command_takes_the_samples_of_other_data(stsbp: Callable[..., Result
     assert f"{in_training} of the 20 samples have the same content as samples that run was trained on" in result.stderr
 
 
+def test_runs_over_other_samples_are_marked(
+    stsbp: Callable[..., Result], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    pytest.importorskip("matplotlib", reason="draws the curves")
+    random = np.random.default_rng(3)
+    for folder in ("pa", "pb", "pc"):
+        (tmp_path / folder).mkdir()
+        inputs = (random.random((20, 6, 8)) < 0.3).astype(np.uint8)
+        np.savez(tmp_path / folder / "sequences.npz", inputs=inputs, labels=np.arange(20) % 2)
+    kinds = {"a": ("pa",), "again": ("pa", "--seed", 5), "other": ("pb",), "drawn": ("pa", "--split-seed", 4)}
+    for name, (folder, *options) in kinds.items():
+        training = ("sequences", "--data-dir", folder, "--steps", 6, "--epochs", 1, "--net", 8)
+        result = stsbp("train", *training, *options, "--out", name)
+        assert result.exit_code == 0, result.output
+    drawn: list[Any] = []
+
+    def noted(figure: Any, path: Path) -> None:
+        drawn.append(figure)
+        save(figure, path)
+
+    monkeypatch.setattr(curves, "save", noted)
+    for others in (("other",), ("drawn",), ("again", "other")):
+        result = stsbp("curves", "a", *others, "--noise", "lost=0.5", "--plot", "curves.png")
+        assert result.exit_code == 0, result.output
+        titles = [line for line in result.stdout.splitlines() if line.endswith(":")]
+        assert len(titles) == 5
+        assert all(line.endswith(" *:") for line in titles)
+        assert result.stdout.splitlines()[-1].startswith("* not comparable: of other samples")
+        panels = [panel for panel in drawn[-1].axes if panel.get_ylabel()]
+        assert len(panels) == 3
+        assert {panel.get_ylabel() for panel in panels} == {"accuracy, % *"}
+        assert all(panel.get_xlabel().endswith("\n* not comparable") for panel in panels)
+    for others in ((), ("again",)):
+        result = stsbp("curves", "a", *others, "--noise", "lost=0.5", "--plot", "curves.png")
+        assert "*" not in result.stdout
+        assert "*" not in "".join(panel.get_xlabel() + panel.get_ylabel() for panel in drawn[-1].axes)
+    # All of them are measured on the same samples.
+    result = stsbp("curves", "a", "other", "--on", "sequences:pc", "--noise", "lost=0.5")
+    assert result.exit_code == 0, result.output
+    assert "*" not in result.stdout
+
+
 def test_the_command_takes_other_data_where_those_of_the_run_are_not_installed(
     stsbp: Callable[..., Result], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

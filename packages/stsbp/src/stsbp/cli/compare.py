@@ -22,7 +22,17 @@ from stsbp.errors import ConfigError, printable
 from stsbp.files import real
 from stsbp.measures.matching import within
 from stsbp.training.build import TOLERANCE
-from stsbp.training.compare import MEASURED, SHORT, facts, rows, rows_csv, sorted_facts
+from stsbp.training.compare import (
+    NOT_COMPARABLE,
+    SHORT,
+    are_comparable,
+    facts,
+    have_other_samples,
+    rows,
+    rows_csv,
+    sample_settings,
+    sorted_facts,
+)
 from stsbp.training.regression_text import error_cells
 from stsbp.training.run_folder import RunFolder
 from stsbp.training.timing_text import latency_text, mean_text, timing_text
@@ -35,13 +45,6 @@ _FIGURES = (
 )
 _MATCHED = {"precision": "precision", "recall": "recall", "f1": "F1"}
 """Figures that have a tolerance."""
-_SAMPLES = ("dataset", "holdout", "split_seed", "image_size", "skip_malformed")
-"""Settings that determine the samples of all splits. Test samples also depend on `test_on`, and the others on `limit`
-and `validation`, which only choose among the samples that are not held out for the test."""
-_ENCODING = ("steps", "window_ms", "bin_ms", "own_lengths", "saccades", "stabilise", "input_tau_s")
-"""Settings with which the same samples are other inputs. Accuracies of such runs can be compared."""
-_NAMES = {"training": "train"}
-"""Names of splits in checkpoints, where they differ from those of figures."""
 _STORED = {**{user_class.model: setting for setting, user_class in OWN.items()}, "init_sha256": "init_from"}
 """Texts that a run stores for a setting: the equations of a class, or the digest of a checkpoint."""
 
@@ -108,30 +111,6 @@ def _label(measure: str, run_facts: Sequence[dict[str, Any]]) -> str:
     if measure != "accuracy_spike_count":
         return measure.replace("_", " ")
     return "accuracy " + " or ".join(dict.fromkeys(fact["decoders"][1] for fact in run_facts))
-
-
-def _sample_settings(split: str) -> tuple[str, ...]:
-    """Settings that determine the samples of a split."""
-    return (*_SAMPLES, *(("test_on",) if split == "test" else ("limit", "validation")))
-
-
-def _are_comparable(run_facts: Sequence[dict[str, Any]], split: str, measure: str) -> bool:
-    """Whether a result of these runs was measured on the same samples and in the same way."""
-    keys = (*_sample_settings(split), *MEASURED.get(measure, ()))
-    conditions = {(fact[split]["samples"], *(fact["settings"][key] for key in keys)) for fact in run_facts}
-    return len(conditions) <= 1 and not _have_other_samples(run_facts, split)
-
-
-def _have_other_samples(run_facts: Sequence[dict[str, Any]], split: str) -> bool:
-    """Whether the checkpoints of two runs say that the samples of a split differ."""
-    samples = f"of the {_NAMES.get(split, split)} samples"
-    digests: dict[tuple[Any, ...], set[str]] = {}
-    for fact in run_facts:
-        encoding = tuple(fact["settings"][key] for key in _ENCODING)
-        for name, settings_values in (("labels", ()), ("inputs", encoding), ("targets", encoding)):
-            if (digest := fact["contents"].get(f"{name} {samples}")) is not None:
-                digests.setdefault((name, *settings_values), set()).add(digest)
-    return any(len(different) > 1 for different in digests.values())
 
 
 def _shortened_paths(values: list[str]) -> list[str]:
@@ -202,8 +181,8 @@ def _regression(records: Sequence[Mapping[str, Any]]) -> list[tuple[str, list[st
 def _have_same_samples(run_facts: Sequence[dict[str, Any]], split: str) -> bool:
     """Whether a split of these runs has the same samples: by their checkpoints, or else by their settings."""
     if all(fact["contents"] for fact in run_facts):
-        return not _have_other_samples(run_facts, split)
-    return len({tuple(fact["settings"][key] for key in _sample_settings(split)) for fact in run_facts}) == 1
+        return not have_other_samples(run_facts, split)
+    return len({tuple(fact["settings"][key] for key in sample_settings(split)) for fact in run_facts}) == 1
 
 
 def _energies(run_facts: Sequence[dict[str, Any]]) -> list[tuple[str, list[str]]]:
@@ -278,18 +257,18 @@ def _table(run_facts: list[dict[str, Any]], columns: int | None, *, short: bool 
                 shown = ".4g" if key == "mse" else ".4f" if key in ("van_rossum", "hamming", "loss") else ".2%"
                 cells = [format(record[key], shown) if key in record else "-" for record in records]
                 measured = [fact for fact, record in zip(run_facts, records, strict=True) if key in record]
-                mark = "" if _are_comparable(measured, split, key) else " *"
+                mark = "" if are_comparable(measured, split, key) else " *"
                 marked |= bool(mark)
                 table_rows.append((f"{split} {_label(key, measured)}{mark}", cells))
         if short:
             continue
         measured = [fact for fact, record in zip(run_facts, records, strict=True) if record.get("measures")]
-        mark = "" if _are_comparable(measured, split, "f1") else " *"
+        mark = "" if are_comparable(measured, split, "f1") else " *"
         spike_times = _spike_times(records)
         marked |= bool(mark and spike_times)
         table_rows += [(f"{split} {name}{mark}", cells) for name, cells in spike_times]
         measured = [fact for fact, record in zip(run_facts, records, strict=True) if record.get("regression")]
-        mark = "" if _are_comparable(measured, split, "mse") else " *"
+        mark = "" if are_comparable(measured, split, "mse") else " *"
         errors = _regression(records)
         marked |= bool(mark and errors)
         table_rows += [(f"{split} {name}{mark}", cells) for name, cells in errors]
@@ -311,7 +290,5 @@ def _table(run_facts: list[dict[str, Any]], columns: int | None, *, short: bool 
             aligned = "  ".join(cells[i].rjust(widths[i]) for i in group)
             text_lines.append(f"{name:<{name_width}}  {aligned}".rstrip())
     if marked:
-        text_lines.append(
-            "* not comparable: of other samples, another loss, other label sequences or another synaptic filter"
-        )
+        text_lines.append(NOT_COMPARABLE)
     return "\n".join(text_lines)

@@ -24,6 +24,7 @@ from stsbp.cli.common import (
 )
 from stsbp.cli.energy import energy_table_option
 from stsbp.cli.settings import complete_data_set
+from stsbp.config import RunConfig
 from stsbp.datasets import Split
 from stsbp.datasets.base import Subset
 from stsbp.energy.table import asked_table
@@ -35,7 +36,8 @@ from stsbp.measures.matching import within
 from stsbp.plots import PLOT, check_plots, escape_dollars, new_figure, save
 from stsbp.threads import limit_threads
 from stsbp.training.blank import warn_of_blank
-from stsbp.training.build import TOLERANCE, decoders, load_data, load_test_set
+from stsbp.training.build import TOLERANCE, contents_of, decoders, load_data, load_test_set
+from stsbp.training.compare import NOT_COMPARABLE, are_comparable
 from stsbp.training.curves import by_noise, over_time
 from stsbp.training.evaluate_run import check_on
 from stsbp.training.noise import KINDS, parse_noise
@@ -126,7 +128,7 @@ def command(
                 f"stsbp evaluate {as_argument(run)} --energy gives the energy of its samples"
             )
     amounts = [_amounts(noises, trained.task.inputs.coding) for trained in loaded]
-    reporter, curve_records = choose_reporter(), []
+    reporter, curve_records, comparison = choose_reporter(), [], _Comparison(split)
     try:
         for run, config, trained, noise_amounts in zip(runs, configs, loaded, amounts, strict=True):
             task, coding = trained.task, trained.task.inputs.coding
@@ -157,15 +159,50 @@ def command(
                 record |= {} if table is None else {"energy_table": table.name}
             record["noise"] = by_noise(task, trained.state, chosen, size, noise_amounts, seed, report, Measuring())
             curve_records.append(record)
+            contents = contents_of(split, chosen, sequences=task.inputs.sequences) if len(runs) > 1 else {}
+            comparison.add(record, config, on, contents)
     finally:
         reporter.close()
     if as_json:
         for record in curve_records:
             click.echo(json.dumps(record))
     else:
-        say(_text(curve_records))
+        say(_text(curve_records, comparison))
     if plot is not None:
-        _plot(curve_records, [config.loss for config in configs], plot)
+        _plot(curve_records, [config.loss for config in configs], comparison, plot)
+
+
+class _Comparison:
+    """Tells which curves of several runs are of other samples or were measured in another way, as `stsbp compare` does.
+
+    Args:
+        split: the split that the curves are of.
+    """
+
+    def __init__(self, split: str) -> None:
+        self._split = split
+        self._measured: list[tuple[dict[str, Any], dict[str, Any]]] = []
+
+    def add(self, record: dict[str, Any], config: RunConfig, on: str | None, contents: dict[str, str]) -> None:
+        """Add a run.
+
+        Args:
+            record: its curves.
+            config: its settings.
+            on: the other data set that the samples are of; None: they are those of the run.
+            contents: digests of the samples (`stsbp.training.build.contents_of`).
+        """
+        settings = config.model_dump()
+        if on is not None:
+            # Settings that choose the test samples of the run have no effect on another data set.
+            settings |= {"dataset": on, "test_on": None, "holdout": None}
+        facts = {"settings": settings, "contents": contents, self._split: {"samples": record["samples"]}}
+        self._measured.append((record, facts))
+
+    def mark(self, curve_records: Sequence[dict[str, Any]], measure: str) -> str:
+        """What follows the title of a table or the label of an axis: ` *` if the runs are not comparable."""
+        run_facts = [facts for record, facts in self._measured if any(record is shown for shown in curve_records)]
+        return "" if are_comparable(run_facts, self._split, measure) else " *"
 
 
 def _amounts(noises: Sequence[str], coding: Coding) -> dict[str, list[float]]:
@@ -223,47 +260,55 @@ def _meaning(name: str, records: Sequence[dict[str, Any]]) -> str:
     return "; ".join(dict.fromkeys(KINDS[record["coding"]][name].text for record in records))
 
 
-def _text(curve_records: Sequence[dict[str, Any]]) -> str:
-    """Tables with a column for each run: accuracy and operations after each step, and quality by amount of noise."""
+def _text(curve_records: Sequence[dict[str, Any]], comparison: _Comparison) -> str:
+    """Tables with a column for each run: accuracy and operations after each step, and quality by amount of noise.
+
+    Titles of tables whose runs are not comparable have a mark, which the last line explains.
+    """
     names = [record["run"] for record in curve_records]
     parts = [
         f"{r['run']}: {r['samples']} {r['split']} samples of {r['dataset']}, after update {r['step']}"
         for r in curve_records
     ]
     timed = [record for record in curve_records if "time" in record]
+    marks = []
     if timed:
+        marks.append(mark := comparison.mark(timed, "accuracy"))
         for decoder_index, key in enumerate(("accuracy", "accuracy_spike_count")):
             rules = "/".join(dict.fromkeys(record["decoders"][decoder_index] for record in timed))
-            parts += ["", f"accuracy after so many steps, {rules}:"]
+            parts += ["", f"accuracy after so many steps, {rules}{mark}:"]
             parts += _table("step", [(r["run"], {m["step"]: f"{m[key]:.2%}" for m in r["time"]}) for r in timed])
-        parts += ["", "synaptic operations of a sample up to then (spikes of all neurons):"]
+        parts += ["", f"synaptic operations of a sample up to then (spikes of all neurons){mark}:"]
         shown = [
             (r["run"], {m["step"]: f"{m['operations']:,.0f} ({m['spikes']:,.0f})" for m in r["time"]}) for r in timed
         ]
         parts += _table("step", shown)
         if priced := [record for record in timed if "energy_table" in record]:
-            parts += ["", f"energy of a sample up to then, by the table {printable(priced[0]['energy_table'])}:"]
+            table_name = printable(priced[0]["energy_table"])
+            parts += ["", f"energy of a sample up to then, by the table {table_name}{mark}:"]
             parts += _table("step", [(r["run"], {m["step"]: picojoules(m["pj"]) for m in r["time"]}) for r in priced])
-        parts += ["", "step from which on the answer stays the same, mean:"]
+        parts += ["", f"step from which on the answer stays the same, mean{mark}:"]
         width = max(map(len, names))
         parts += [f"  {record['run']:<{width}}  {record['settled']:.2f}" for record in timed]
     for (name, key), group_records in _by_noise(curve_records).items():
-        parts += ["", f"{_NAMES[key]} by {name} ({_meaning(name, group_records)}):"]
+        marks.append(mark := comparison.mark(group_records, key))
+        parts += ["", f"{_NAMES[key]} by {name} ({_meaning(name, group_records)}){mark}:"]
         parts += _table(
             name,
             [(r["run"], {e["amount"]: QUALITIES[key].text(e[key]) for e in r["noise"][name]}) for r in group_records],
         )
         if key == "f1":
-            parts += _spike_times(name, group_records)
+            parts += _spike_times(name, group_records, mark)
+    parts += [NOT_COMPARABLE] if any(marks) else []
     return "\n".join(parts)
 
 
-def _spike_times(name: str, records: Sequence[dict[str, Any]]) -> list[str]:
+def _spike_times(name: str, records: Sequence[dict[str, Any]], mark: str) -> list[str]:
     """Tables of the chance level of F1, and of the timing errors, by the amount of a kind of noise."""
     parts: list[str] = []
     rows = [(r["run"], [(e["amount"], e["measures"]) for e in r["noise"][name] if "measures" in e]) for r in records]
     for title, text in ((f"{_NAMES['f1']} by chance", _chance_text), ("timing error, median (quartiles)", _error_text)):
-        parts += ["", f"{title}, by {name}:"]
+        parts += ["", f"{title}, by {name}{mark}:"]
         parts += _table(name, [(run, {amount: text(measures) for amount, measures in cells}) for run, cells in rows])
     return parts
 
@@ -289,8 +334,8 @@ def _table(first: str, columns: Sequence[tuple[str, dict[Any, str]]]) -> list[st
     ]
 
 
-def _plot(curve_records: Sequence[dict[str, Any]], losses: Sequence[str], path: Path) -> None:
-    """Draw one panel per curve, with one line per run."""
+def _plot(curve_records: Sequence[dict[str, Any]], losses: Sequence[str], comparison: _Comparison, path: Path) -> None:
+    """Draw one panel per curve, with one line per run. Panels whose runs are not comparable have a mark."""
     timed = any("time" in record for record in curve_records)
     panels = [("time", "step", "accuracy", "steps until the decision")] if timed else []
     panels += [("time", "operations", "accuracy", "synaptic operations until the decision")] if timed else []
@@ -326,8 +371,15 @@ def _plot(curve_records: Sequence[dict[str, Any]], losses: Sequence[str], path: 
         if x == "pj":
             # Networks can differ by powers of ten.
             panel.set_xscale("log")
-        panel.set_xlabel(axis_text, fontsize=7)
-        panel.set_ylabel(f"{_NAMES[key]}{', %' if QUALITIES[key].is_share else ''}", fontsize=8)
+        drawn = [
+            record
+            for record in curve_records
+            if _measure(record) == key and curve in (record["noise"] if x == "amount" else record)
+        ]
+        mark = comparison.mark(drawn, key)
+        # The whole explanation is too long for a panel. The text of the command has it.
+        panel.set_xlabel(f"{axis_text}\n* not comparable" if mark else axis_text, fontsize=7)
+        panel.set_ylabel(f"{_NAMES[key]}{', %' if QUALITIES[key].is_share else ''}{mark}", fontsize=8)
         panel.tick_params(labelsize=7)
         panel.grid(color="0.9")
     axes[0].legend([*plot_lines.values()], [*plot_lines], fontsize=7)

@@ -62,6 +62,7 @@ __all__ = [
     "check_reads",
     "check_typed",
     "check_typed_labels",
+    "contents_of",
     "cut_validation",
     "decoders",
     "has_test_of_training",
@@ -203,14 +204,7 @@ class Data:
         if dataset.real_targets:
             contents["kind of the targets"] = "real numbers"
         for name, split in self.splits().items():
-            samples = f"of the {name} samples"
-            contents[f"number {samples}"] = str(len(split))
-            contents[f"labels {samples}"] = hashlib.sha256(split.labels.astype("<i8").tobytes()).hexdigest()
-            if (lengths := lengths_of(split)) is not None:
-                contents[f"lengths {samples}"] = hashlib.sha256(lengths.astype("<i8").tobytes()).hexdigest()
-            contents[f"inputs {samples}"] = content_of(split)
-            if self.inputs.sequences:
-                contents[f"targets {samples}"] = _digest_of_targets(split)
+            contents |= contents_of(name, split, sequences=self.inputs.sequences)
         return contents
 
     def unlike(self, saved: ProgressRecord | CheckpointRecord) -> str:
@@ -239,6 +233,25 @@ class Data:
                 for targets in _all_targets(split):
                     digest.update(targets.tobytes())
         return digest.hexdigest()
+
+
+def contents_of(name: str, split: Split, *, sequences: bool) -> dict[str, str]:
+    """The digests of the samples of a split, as `Data.contents` has them.
+
+    Args:
+        name: name of the split: `train`, `validation` or `test`.
+        split: the samples.
+        sequences: whether labels are sequences, so that the samples have targets.
+    """
+    samples = f"of the {name} samples"
+    contents = {f"number {samples}": str(len(split))}
+    contents[f"labels {samples}"] = hashlib.sha256(split.labels.astype("<i8").tobytes()).hexdigest()
+    if (lengths := lengths_of(split)) is not None:
+        contents[f"lengths {samples}"] = hashlib.sha256(lengths.astype("<i8").tobytes()).hexdigest()
+    contents[f"inputs {samples}"] = content_of(split)
+    if sequences:
+        contents[f"targets {samples}"] = _digest_of_targets(split)
+    return contents
 
 
 def load_data(

@@ -18,7 +18,22 @@ from stsbp.training.build import build_loss, decoders
 from stsbp.training.metrics import read_records
 from stsbp.training.run_folder import RunFolder
 
-__all__ = ["MEASURED", "SHORT", "facts", "flat", "rows", "rows_csv", "sorted_facts"]
+__all__ = [
+    "MEASURED",
+    "NOT_COMPARABLE",
+    "SHORT",
+    "are_comparable",
+    "facts",
+    "flat",
+    "have_other_samples",
+    "rows",
+    "rows_csv",
+    "sample_settings",
+    "sorted_facts",
+]
+
+NOT_COMPARABLE = "* not comparable: of other samples, another loss, other label sequences or another synaptic filter"
+"""What the mark `*` beside a figure of several runs means."""
 
 _LABELS = ("label_pattern", "undesired_pattern", "steps")
 _FILTER = ("tau_s", "tau_rise", "psp_gain")
@@ -28,7 +43,13 @@ MEASURED: Mapping[str, tuple[str, ...]] = {
     "loss": ("loss", "loss_model", *_LABELS, *_FILTER),
 }
 """Settings that determine how a figure is measured."""
-
+_SAMPLES = ("dataset", "holdout", "split_seed", "image_size", "skip_malformed")
+"""Settings that determine the samples of all splits. Test samples also depend on `test_on`, and the others on `limit`
+and `validation`, which only choose among the samples that are not held out for the test."""
+_ENCODING = ("steps", "window_ms", "bin_ms", "own_lengths", "saccades", "stabilise", "input_tau_s")
+"""Settings with which the same samples are other inputs. Accuracies of such runs can be compared."""
+_NAMES = {"training": "train"}
+"""Names of splits in checkpoints, where they differ from those of figures."""
 
 SHORT = ("accuracy", "f1", "mse", "loss")
 """Figures of each split in a short comparison, as far as the runs have them. Runs of classes have no F1 there."""
@@ -91,6 +112,39 @@ def _contents(folder: Path) -> dict[str, str]:
         # Reading the records has already told it.
         return {}
     return {str(name): str(digest) for name, digest in contents.items()} if isinstance(contents, dict) else {}
+
+
+def sample_settings(split: str) -> tuple[str, ...]:
+    """Settings that determine the samples of a split."""
+    return (*_SAMPLES, *(("test_on",) if split == "test" else ("limit", "validation")))
+
+
+def are_comparable(run_facts: Sequence[dict[str, Any]], split: str, measure: str) -> bool:
+    """Whether a result of these runs was measured on the same samples and in the same way.
+
+    Args:
+        run_facts: of each run `settings`, `contents`, and the record of the split with `samples`, as `facts` has them.
+        split: `training` or `train`, `validation` or `test`.
+        measure: name of the figure.
+    """
+    keys = (*sample_settings(split), *MEASURED.get(measure, ()))
+    conditions = {(fact[split]["samples"], *(fact["settings"][key] for key in keys)) for fact in run_facts}
+    return len(conditions) <= 1 and not have_other_samples(run_facts, split)
+
+
+def have_other_samples(run_facts: Sequence[dict[str, Any]], split: str) -> bool:
+    """Whether the samples of a split differ between two runs, by the digests in `contents`.
+
+    Inputs and targets are compared only between runs that encode samples in the same way.
+    """
+    samples = f"of the {_NAMES.get(split, split)} samples"
+    digests: dict[tuple[Any, ...], set[str]] = {}
+    for fact in run_facts:
+        encoding = tuple(fact["settings"][key] for key in _ENCODING)
+        for name, settings_values in (("labels", ()), ("inputs", encoding), ("targets", encoding)):
+            if (digest := fact["contents"].get(f"{name} {samples}")) is not None:
+                digests.setdefault((name, *settings_values), set()).add(digest)
+    return any(len(different) > 1 for different in digests.values())
 
 
 def sorted_facts(run_facts: Sequence[dict[str, Any]], key: str | None, *, reverse: bool) -> list[dict[str, Any]]:
