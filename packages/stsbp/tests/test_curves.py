@@ -336,8 +336,13 @@ def test_runs_over_other_samples_are_marked(
         (tmp_path / folder).mkdir()
         inputs = (random.random((20, 6, 8)) < 0.3).astype(np.uint8)
         np.savez(tmp_path / folder / "sequences.npz", inputs=inputs, labels=np.arange(20) % 2)
-    kinds = {"a": ("pa",), "again": ("pa", "--seed", 5), "other": ("pb",), "drawn": ("pa", "--split-seed", 4)}
-    for name, (folder, *options) in kinds.items():
+    trained: dict[str, tuple[Any, ...]] = {
+        "a": ("pa",),
+        "again": ("pa", "--seed", 5),
+        "other": ("pb",),
+        "drawn": ("pa", "--split-seed", 4),
+    }
+    for name, (folder, *options) in trained.items():
         training = ("sequences", "--data-dir", folder, "--steps", 6, "--epochs", 1, "--net", 8)
         result = stsbp("train", *training, *options, "--out", name)
         assert result.exit_code == 0, result.output
@@ -359,8 +364,8 @@ def test_runs_over_other_samples_are_marked(
         assert len(panels) == 3
         assert {panel.get_ylabel() for panel in panels} == {"accuracy, % *"}
         assert all(panel.get_xlabel().endswith("\n* not comparable") for panel in panels)
-    for others in ((), ("again",)):
-        result = stsbp("curves", "a", *others, "--noise", "lost=0.5", "--plot", "curves.png")
+    for comparable in (["a"], ["a", "again"]):
+        result = stsbp("curves", *comparable, "--noise", "lost=0.5", "--plot", "curves.png")
         assert "*" not in result.stdout
         assert "*" not in "".join(panel.get_xlabel() + panel.get_ylabel() for panel in drawn[-1].axes)
     # All of them are measured on the same samples.

@@ -695,6 +695,31 @@ def test_with_the_clock_a_step_ends_when_its_time_has_passed(stream_process: Cal
     assert end["steps"] >= 6
 
 
+def test_with_the_clock_a_long_silence_before_the_first_event_is_refused(
+    stream_process: Callable[..., StreamProcess],
+) -> None:
+    """A clock that does not start at 0 would keep the process busy with empty steps, and the spikes late."""
+    late = 10_001 * BIN_US
+    process = stream_process("--stream", "--clock")
+    process.say(f"{late} 1 2 1")
+    records, errors, code = process.end()
+    assert (records, code) == ([], 1)
+    message = "line 1: 10,001 steps before the first event have no events, but --clock allows at most 10,000"
+    assert f"{message}; count time --from-first" in " ".join(errors.split())
+    for words, t, steps in (
+        (("--clock", "--from-first"), late, 1),
+        (("--clock",), 100 * BIN_US, 101),
+        # Without --clock, the events may be those of a file, which are not awaited in real time.
+        ((), late, 10_002),
+    ):
+        process = stream_process("--stream", *words)
+        process.say(f"{t} 1 2 1")
+        records, errors, code = process.end()
+        assert code == 0, errors
+        # At the end, the default is at least the number of steps of the run.
+        assert records[-1]["steps"] == max(steps, 6)
+
+
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_signal_ends_a_stream_with_its_figures(
     stream_process: Callable[..., StreamProcess], number: signal.Signals, code: int

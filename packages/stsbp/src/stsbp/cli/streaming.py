@@ -33,6 +33,9 @@ _TOGETHER = 4096
 """Number of events that are collected before they are binned."""
 _LONGEST_GAP = 2**20
 """Largest number of steps without an event. A larger gap is taken as a sign of another clock."""
+_LONGEST_SILENT_START = 10_000
+"""Largest number of steps before the first event with `--clock`. They are computed when this event arrives, and its spikes
+wait for them. More steps are taken as a sign of a clock that does not start at 0."""
 _KEPT = 10_000
 """Number of steps whose times are kept."""
 _WARM_UP = 8
@@ -141,6 +144,7 @@ class _Live:
 
     def accept(self, event: Event, read_at: float) -> None:
         t, *address = event
+        is_first = self._origin is None
         if self._origin is None:
             self._origin = t if self._options.from_first else 0
             self._zero = read_at - (t - self._origin) / 1e6
@@ -150,6 +154,11 @@ class _Live:
             raise DataError(
                 f"{self._source.location}: {step - self.steps:,} steps before this one have no events; "
                 "choose another --time-unit, or count time --from-first"
+            )
+        if is_first and self._options.clock and step > _LONGEST_SILENT_START:
+            raise DataError(
+                f"{self._source.location}: {step:,} steps before the first event have no events, but --clock allows at "
+                f"most {_LONGEST_SILENT_START:,}; count time --from-first"
             )
         while self.steps < step and not self.finished:
             self._end_step()
