@@ -193,7 +193,13 @@ def test_the_energy_of_an_earlier_checkpoint_is_not_shown(stsbp: Call, run: Path
     for damaged in ("{", json.dumps({**values, "samples": 0}), text.replace('"accumulations"', '"acc"')):
         (run / stored.ENERGY_FILE).write_text(damaged)
         assert stored_energy(run) is None
-        assert stsbp("compare", run).exit_code == 0
+        for words in (("compare", run), ("report", run, "--no-samples")):
+            result = stsbp(*words)
+            assert result.exit_code == 0
+            assert "energy.json is damaged and is left out: " in " ".join(result.stderr.split())
+    # No energy is no damage.
+    (run / stored.ENERGY_FILE).unlink()
+    assert "energy" not in stsbp("compare", run).stderr
 
 
 def test_a_new_run_in_the_folder_has_no_energy_yet(stsbp: Call, run: Path, train_tiny: Call) -> None:

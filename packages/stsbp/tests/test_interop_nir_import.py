@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -683,6 +684,28 @@ REFUSED: dict[str, tuple[Callable[[], NirGraph], str]] = {
         between("a", "n", s={"type": "Scale", "scale": varied((7,))}),
         r"scale has the shape \[7\], but the neurons have",
     ),
+    **{
+        f"{key} of shape {shape}, uniform": (
+            changed("n", **{key: np.broadcast_to(value, shape)}),
+            re.escape(f"node n (CubaLIF): {key} has the shape {list(shape)}, but the neurons have the shape [4]"),
+        )
+        for key, shape, value in (
+            ("v_threshold", (7,), 1.0),
+            ("v_threshold", (3, 5), 1.0),
+            ("tau_mem", (1000,), 5e-3),
+            ("tau_syn", (4, 4), 5e-3),
+            ("v_leak", (2,), 0.0),
+            ("v_reset", (8,), 0.0),
+        )
+    },
+    "uniform scales": (
+        between("a", "n", s={"type": "Scale", "scale": np.full(7, 2.0)}),
+        r"node s \(Scale\): scale has the shape \[7\], but the neurons have the shape \[4\]",
+    ),
+    "uniform delays": (
+        between("a", "n", late={"type": "Delay", "delay": np.full(7, 1e-3)}),
+        r"node late \(Delay\): delay has the shape \[7\], but the neurons have the shape \[4\]",
+    ),
     "more outputs than sums": (
         between("b", "last", more={"type": "Linear", "weight": np.eye(4, 3)}),
         r"node more \(Linear\): it reads weighted sums",
@@ -913,3 +936,22 @@ def test_a_network_has_so_many_weights_and_no_more(monkeypatch: pytest.MonkeyPat
     }
     with pytest.raises(DataError, match=r"node v .*too many weights, 21 with those of this node, more than 20"):
         import_graph(graph(nodes, chain(*nodes)), (4,), Choices(1e-3))
+
+
+@pytest.mark.parametrize("shape", [(), (1,), (1, 1, 1), (4,), (1, 4)])
+def test_uniform_numbers_may_have_the_shapes_that_other_libraries_write(shape: Shape) -> None:
+    numbers = {"tau_mem": 5e-3, "tau_syn": 2e-3, "v_threshold": 1.0, "v_leak": 0.0, "v_reset": 0.0}
+    expected, imported = (
+        import_graph(changed("n", **{key: np.full(size, x) for key, x in numbers.items()})(), (5,), CHOICES)
+        for size in ((4,), shape)
+    )
+    assert imported.nodes == expected.nodes
+    assert {name: x.tobytes() for name, x in imported.weights.items()} == {
+        name: x.tobytes() for name, x in expected.weights.items()
+    }
+
+
+@pytest.mark.parametrize("shape", [(), (4,), (1, 4), (4, 1, 1), (1, 4, 1, 1), (4, 6, 6), (144,)])
+def test_neurons_of_a_picture_may_have_one_number_for_each_channel(shape: Shape) -> None:
+    expected, other = picture(conv(4, 2), lif(()), 144), picture(conv(4, 2), lif(shape), 144)
+    assert import_graph(other, IMAGE, CHOICES).nodes == import_graph(expected, IMAGE, CHOICES).nodes

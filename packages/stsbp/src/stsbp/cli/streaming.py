@@ -34,8 +34,8 @@ _TOGETHER = 4096
 _LONGEST_GAP = 2**20
 """Largest number of steps without an event. A larger gap is taken as a sign of another clock."""
 _LONGEST_SILENT_START = 10_000
-"""Largest number of steps before the first event with `--clock`. They are computed when this event arrives, and its spikes
-wait for them. More steps are taken as a sign of a clock that does not start at 0."""
+"""Largest number of steps before the first event with `--clock`. They are computed when this event arrives, and its
+spikes wait for them. More steps are taken as a sign of a clock that does not start at 0."""
 _KEPT = 10_000
 """Number of steps whose times are kept."""
 _WARM_UP = 8

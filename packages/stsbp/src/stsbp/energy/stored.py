@@ -94,10 +94,20 @@ def store_energy(folder: Path, record: Mapping[str, Any], sha256: str, warn: Cal
         warn(f"the energy is not stored for compare and report: {error}")
 
 
-def stored_energy(folder: Path) -> dict[str, Any] | None:
-    """The energy that was stored last, with `sha256` of its checkpoint. None: there is none, or it is damaged."""
+def stored_energy(folder: Path, warn: Callable[[str], object] | None = None) -> dict[str, Any] | None:
+    """The energy that was stored last, with `sha256` of its checkpoint. None: there is none, or it is damaged.
+
+    Args:
+        folder: the folder of the run.
+        warn: receives a warning if the file is damaged or cannot be read; None: nobody is told.
+    """
+    path = folder / ENERGY_FILE
     try:
-        values = records.parse(read_regular(folder / ENERGY_FILE, 16 * MEGABYTE))
+        values = records.parse(read_regular(path, 16 * MEGABYTE))
         return records.read(_StoredEnergy, values).model_dump()
-    except (OSError, ValueError):
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError) as error:
+        if warn is not None:
+            warn(f"{path} is damaged and is left out: {records.reason(error)}. stsbp evaluate --energy writes it again")
         return None

@@ -263,6 +263,7 @@ class _Import:
             node, signal = self.graph.nodes[name], self.summed_input(self.graph.nodes[name])
             if not signal.weighted:
                 raise fail(node, "it reads spikes with no weights in between; put Linear or Affine before it")
+            _check_shapes(node, signal.shape)
             self.populations[name] = _ImportedPopulation(node, read_neurons(node, self.choices), signal)
 
     def shapes(self, start: GraphNode) -> dict[str, Shape]:
@@ -335,6 +336,8 @@ class _Import:
         summed_input = self.summed_input(node)
         if node.kind == "Identity":
             return summed_input
+        if node.kind in ("Scale", "Delay"):
+            _check_shapes(node, summed_input.shape)
         if node.kind == "Scale":
             factor = _spread(node, "scale", read_scale(node), summed_input.shape)
             return replace(summed_input, terms=self.scaled(node, summed_input.terms, factor))
@@ -693,18 +696,41 @@ def _spread(node: GraphNode, parameter: str, values: Factor, shape: Shape) -> Fa
     array = np.asarray(values, np.float64)
     if (array == array.flat[0]).all():
         return float(array.flat[0])
-    if array.size == math.prod(shape):
-        return array.reshape(shape)
-    squeezed = array.reshape(array.shape[next(i for i, size in enumerate(array.shape) if size > 1) :])
-    if squeezed.shape == shape[:1]:
-        squeezed = squeezed.reshape(-1, *(1,) * (len(shape) - 1))
+    fitted = _fitted_shape(array.shape, shape)
+    if fitted is None:
+        raise _other_shape(node, parameter, array.shape, shape)
+    return array.reshape(fitted)
+
+
+def _fitted_shape(own: Shape, shape: Shape) -> Shape | None:
+    """The shape in which an array of shape `own`, with several numbers, broadcasts to `shape`; None: it does not.
+
+    One number for each channel is as good as one for each neuron.
+    """
+    if math.prod(own) == math.prod(shape):
+        return shape
+    squeezed = own[next(i for i, size in enumerate(own) if size > 1) :]
+    if squeezed == shape[:1]:
+        squeezed = (*squeezed, *(1,) * (len(shape) - 1))
     try:
-        np.broadcast_to(squeezed, shape)
+        broadcast = np.broadcast_shapes(squeezed, shape)
     except ValueError:
-        raise fail(
-            node, f"{parameter} has the shape {list(array.shape)}, but the neurons have the shape {list(shape)}"
-        ) from None
-    return squeezed
+        return None
+    return squeezed if broadcast == shape else None
+
+
+def _check_shapes(node: GraphNode, shape: Shape) -> None:
+    """Raise `DataError` if a parameter of a node does not fit a signal of `shape`, even if all its numbers are equal.
+
+    One number, in any number of axes, fits everywhere: other libraries write it for a whole population.
+    """
+    for parameter, values in node.values.items():
+        if isinstance(values, np.ndarray) and values.size > 1 and _fitted_shape(values.shape, shape) is None:
+            raise _other_shape(node, parameter, values.shape, shape)
+
+
+def _other_shape(node: GraphNode, parameter: str, own: Shape, shape: Shape) -> DataError:
+    return fail(node, f"{parameter} has the shape {list(own)}, but the neurons have the shape {list(shape)}")
 
 
 def _per_channel(node: GraphNode, parameter: str, values: Factor, shape: Shape, *, shared: str = "weights") -> Factor:

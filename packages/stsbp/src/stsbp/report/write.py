@@ -97,7 +97,7 @@ def _content(trained: Trained, folder: RunFolder, checkpoint: str, reporter: Rep
     entries = read_records(folder.path, trained.settings, reporter.warn)
     content = Content(folder.path, trained.settings, task.network, entries, folder.starts(), trained.names)
     content.checkpoint = f"checkpoint {checkpoint} ({info['epoch']} complete epochs, update {info['step']})"
-    energy = stored_energy(folder.path)
+    energy = stored_energy(folder.path, reporter.warn)
     content.energy = energy if energy is not None and energy["sha256"] == info["sha256"] else None
     content.grids = {
         projection.name: {"bits": grid.bits, "headroom": grid.headroom}

@@ -86,15 +86,15 @@ def facts(run: Path, warn: Callable[[str], object]) -> dict[str, Any]:
     for split in ("validation", "test"):
         rows = [r for r in records if r["kind"] == "evaluation" and r.get("split") == split]
         result[split] = rows[-1] if rows else None
-    result["energy"] = _energy(folder.path)
+    result["energy"] = _energy(folder.path, warn)
     classes = any("accuracy" in record for record in records)
     result["decoders"] = list(decoders(build_loss(config).of_potentials)) if classes else []
     return result
 
 
-def _energy(folder: Path) -> dict[str, Any] | None:
+def _energy(folder: Path, warn: Callable[[str], object]) -> dict[str, Any] | None:
     """The stored energy of a run, unless it is that of a checkpoint which is no longer there."""
-    energy = stored_energy(folder)
+    energy = stored_energy(folder, warn)
     if energy is None:
         return None
     digests = set[str]()
