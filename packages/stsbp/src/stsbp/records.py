@@ -528,7 +528,7 @@ def digest_of(values: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
 
 
-def reason(error: ValueError) -> str:
+def reason(error: OSError | ValueError) -> str:
     """A short reason for the error: `best.epoch: input should be a valid integer`."""
     if not isinstance(error, ValidationError):
         return str(error)
