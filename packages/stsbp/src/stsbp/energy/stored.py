@@ -107,7 +107,10 @@ def stored_energy(folder: Path, warn: Callable[[str], object] | None = None) -> 
         return records.read(_StoredEnergy, values).model_dump()
     except FileNotFoundError:
         return None
-    except (OSError, ValueError) as error:
-        if warn is not None:
-            warn(f"{path} is damaged and is left out: {records.reason(error)}. stsbp evaluate --energy writes it again")
-        return None
+    except OSError as error:
+        problem = f"cannot be read ({error.strerror or error})"
+    except ValueError as error:
+        problem = f"is damaged ({records.reason(error)})"
+    if warn is not None:
+        warn(f"{path} {problem} and is left out; stsbp evaluate --energy writes it again")
+    return None
