@@ -23,10 +23,10 @@ from click.testing import Result
 from stsbp.config import SettingsSource, resolve
 from stsbp.errors import CheckpointError, ConfigError, FileError
 from stsbp.processes.job import Job
-from stsbp.sweeps.methods import Heartbeat
+from stsbp.sweeps.methods import TrialHeartbeat
 from stsbp.sweeps.objectives import OBJECTIVES
 from stsbp.sweeps.show import TrialRow, best_rows, train_words
-from stsbp.sweeps.vary import Choices, NumberRange, grid_values, read_variations
+from stsbp.sweeps.vary import NumberRange, ValueList, grid_values, read_variations
 from stsbp.training.metrics import read_records
 from stsbp.training.run_folder import RunFolder
 
@@ -80,12 +80,12 @@ def identity(**changes: Any) -> StudyIdentity:
         ("tau_m", "4:16:0.5", NumberRange(4.0, 16.0, step=0.5)),
         ("steps", "4:16", NumberRange(4, 16, whole=True)),
         ("steps", "4:16:log", NumberRange(4, 16, whole=True, log=True)),
-        ("learning-rate", "0.001, 0.01", Choices((0.001, 0.01))),
-        ("batch_size", "10,20", Choices((10, 20))),
-        ("augment_flip", "yes,no", Choices((True, False))),
-        ("surrogate", "arctan,triangle:width=0.5", Choices(("arctan", "triangle:width=0.5"))),
-        ("freeze", "conv1;conv1,conv2", Choices(("conv1", "conv1,conv2"))),
-        ("tau_m", [4, 8], Choices((4.0, 8.0))),
+        ("learning-rate", "0.001, 0.01", ValueList((0.001, 0.01))),
+        ("batch_size", "10,20", ValueList((10, 20))),
+        ("augment_flip", "yes,no", ValueList((True, False))),
+        ("surrogate", "arctan,triangle:width=0.5", ValueList(("arctan", "triangle:width=0.5"))),
+        ("freeze", "conv1;conv1,conv2", ValueList(("conv1", "conv1,conv2"))),
+        ("tau_m", [4, 8], ValueList((4.0, 8.0))),
     ],
 )
 def test_read_variations(name: str, text: Any, expected: object) -> None:
@@ -301,7 +301,7 @@ def test_best_rows(values: list[tuple[float, float]], expected: list[int]) -> No
 
 
 def test_the_median_pruner_judges_every_epoch(tmp_path: Path) -> None:
-    storage = open_storage(None, tmp_path, Heartbeat())
+    storage = open_storage(None, tmp_path, TrialHeartbeat())
     with quiet():
         study = Study.join(storage, "s", identity(pruner="median"))
         study.set_pruner()
@@ -336,7 +336,7 @@ def test_samplers_do_not_repeat_their_choices_after_an_interruption(name: str, t
     values = []
     for _ in range(4):
         with quiet():
-            study = Study.join(open_storage(None, tmp_path, Heartbeat()), "s", identity(sampler=name))
+            study = Study.join(open_storage(None, tmp_path, TrialHeartbeat()), "s", identity(sampler=name))
             study.next_sampler(0, parallel=True)
             trial = study.ask()
             values.append(trial.params["threshold"])
@@ -346,7 +346,7 @@ def test_samplers_do_not_repeat_their_choices_after_an_interruption(name: str, t
 
 
 def test_trials_without_a_heartbeat_are_tried_again_elsewhere(tmp_path: Path) -> None:
-    url, beat = f"sqlite:///{tmp_path}/shared.db", Heartbeat(1)
+    url, beat = f"sqlite:///{tmp_path}/shared.db", TrialHeartbeat(1)
     with quiet():
         first, second = (Study.join(open_storage(url, tmp_path, beat), "s", identity()) for _ in range(2))
         assert first.identity.id == second.identity.id
@@ -378,7 +378,9 @@ def test_workers_that_begin_together_make_one_study(tmp_path: Path) -> None:
     code = (
         "import sys, time; sys.path.insert(0, sys.argv[1]); from test_sweep import *\n"
         "while not Path(sys.argv[3]).exists(): time.sleep(0.001)\n"
-        "with quiet(): print(Study.join(open_storage(sys.argv[2], Path(), Heartbeat()), 's', identity()).identity.id)"
+        "with quiet():\n"
+        "    storage = open_storage(sys.argv[2], Path(), TrialHeartbeat())\n"
+        "    print(Study.join(storage, 's', identity()).identity.id)"
     )
     command = [sys.executable, "-c", code, str(Path(__file__).parent), url, str(tmp_path / "go")]
     workers = [subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for _ in range(3)]
@@ -392,7 +394,7 @@ def test_workers_that_begin_together_make_one_study(tmp_path: Path) -> None:
 
 def test_values_are_tried_again_only_a_few_times(tmp_path: Path) -> None:
     with quiet():
-        study = Study.join(open_storage(None, tmp_path, Heartbeat()), "s", identity())
+        study = Study.join(open_storage(None, tmp_path, TrialHeartbeat()), "s", identity())
         for _ in range(4):
             assert study.has_work(1)
             study.ask().lose("killed")

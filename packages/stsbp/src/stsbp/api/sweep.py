@@ -17,7 +17,7 @@ from stsbp_spec.validation import integer, real, shown
 from stsbp.api.calls import flag, in_python, path_of
 from stsbp.api.settings import plain_settings
 from stsbp.errors import ConfigError
-from stsbp.sweeps.methods import Heartbeat, check_optuna
+from stsbp.sweeps.methods import TrialHeartbeat, check_optuna
 from stsbp.sweeps.worker import SweepRequest, plan_sweep, run_sweep
 from stsbp.training.loop import TIME_IS_UP, Stopped, stop_on_signals
 from stsbp.training.progress import PlainReporter
@@ -110,7 +110,7 @@ def run(
             study,
             dataset,
             None if energy_table is None else str(path_of("energy_table", energy_table)),
-            Heartbeat(_count("heartbeat", heartbeat)),
+            TrialHeartbeat(_count("heartbeat", heartbeat)),
             plain_settings(settings),
         )
         minutes = None if stop_after is None else real("stop_after", stop_after)

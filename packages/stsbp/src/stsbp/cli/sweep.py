@@ -18,7 +18,7 @@ from stsbp.cli.energy import energy_table_option
 from stsbp.cli.settings import SettingsCommand, complete_data_set, complete_experiment, given_settings, settings
 from stsbp.config import RunConfig
 from stsbp.errors import ConfigError
-from stsbp.sweeps.methods import PRUNERS, SAMPLERS, Heartbeat, check_optuna
+from stsbp.sweeps.methods import PRUNERS, SAMPLERS, TrialHeartbeat, check_optuna
 from stsbp.sweeps.objectives import OBJECTIVES
 from stsbp.sweeps.worker import TRIALS, SweepRequest, plan_sweep, run_sweep
 from stsbp.threads import limit_threads
@@ -90,7 +90,7 @@ __all__ = ["command"]
 @click.option(
     "--heartbeat",
     type=click.IntRange(1, 10**6),
-    default=Heartbeat().interval,
+    default=TrialHeartbeat().interval,
     show_default=True,
     metavar="SECONDS",
     help="Record in the database this often that a trial is running. Other machines begin it anew after three times "
@@ -142,7 +142,7 @@ def command(
     and sweep.html into the folder of the sweep. With --table, NAME is the folder of an earlier sweep.
     """
     check_optuna()
-    beat = Heartbeat(heartbeat)
+    beat = TrialHeartbeat(heartbeat)
     if only_table:
         _show_stored(name, storage, study, as_csv=as_csv)
         return

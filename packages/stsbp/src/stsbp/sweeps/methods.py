@@ -9,14 +9,14 @@ from importlib.util import find_spec
 from stsbp.errors import ConfigError, did_you_mean
 from stsbp.sweeps.objectives import Objective
 
-__all__ = ["PRUNERS", "SAMPLERS", "Heartbeat", "check_optuna", "chosen_pruner", "chosen_sampler"]
+__all__ = ["PRUNERS", "SAMPLERS", "TrialHeartbeat", "check_optuna", "chosen_pruner", "chosen_sampler"]
 
 SAMPLERS = ("tpe", "random", "grid", "qmc", "nsga2", "nsga3")
 PRUNERS = ("none", "median", "hyperband", "halving")
 
 
 @dataclass(frozen=True)
-class Heartbeat:
+class TrialHeartbeat:
     """How often running trials record that they are alive, in seconds."""
 
     interval: int = 60

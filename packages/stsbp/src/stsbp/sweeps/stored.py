@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from stsbp.errors import ConfigError
-from stsbp.sweeps.methods import Heartbeat
+from stsbp.sweeps.methods import TrialHeartbeat
 from stsbp.sweeps.study import Study, open_storage, quiet
 from stsbp.sweeps.view import SweepView
 
@@ -27,5 +27,5 @@ def stored_sweep(folder: Path | None, storage: str | None, study: str | None) ->
     if folder is None and storage is None:
         raise ConfigError("name the folder of the sweep, or its --storage")
     with quiet():
-        opened = open_storage(storage, folder or Path(), Heartbeat(), make=False)
+        opened = open_storage(storage, folder or Path(), TrialHeartbeat(), make=False)
         return SweepView.of(Study.read(opened, study))

@@ -31,7 +31,7 @@ from pydantic import ValidationError
 from stsbp import records
 from stsbp.config import RunConfig, SettingsSource, differences, resolve
 from stsbp.errors import CheckpointError, ConfigError, FileError, StsbpError
-from stsbp.sweeps.methods import Heartbeat
+from stsbp.sweeps.methods import TrialHeartbeat
 from stsbp.sweeps.objectives import OBJECTIVES, Objective
 from stsbp.sweeps.show import TrialRow
 from stsbp.sweeps.vary import NumberRange, Variation, grid_values, variation_of
@@ -73,7 +73,7 @@ def quiet() -> Iterator[None]:
         optuna.logging.set_verbosity(verbosity)
 
 
-def open_storage(storage: str | None, folder: Path, heartbeat: Heartbeat, *, make: bool = True) -> BaseStorage:
+def open_storage(storage: str | None, folder: Path, heartbeat: TrialHeartbeat, *, make: bool = True) -> BaseStorage:
     """The storage: a database by its URL, the journal in a file, or by default `study.db` in the folder of the sweep.
 
     Raises:
@@ -387,7 +387,7 @@ class Study:
         again = {number for trial in stored for number in _retried(trial)}
         return sum(trial.number not in again for trial in stored) < trials
 
-    def fail_lost(self, heartbeat: Heartbeat) -> None:
+    def fail_lost(self, heartbeat: TrialHeartbeat) -> None:
         """Mark trials of other workers as failed whose heartbeat has ended, and let their values be tried again."""
         optuna.storages.fail_stale_trials(self.study)
         if not isinstance(self.storage, RDBStorage):
@@ -491,7 +491,7 @@ def _suggested(trial: optuna.Trial, name: str, variation: Variation) -> Any:
     return trial.suggest_float(name, variation.low, variation.high, step=variation.step, log=variation.log)
 
 
-class _Grid(optuna.samplers.GridSampler):
+class _WholeGrid(optuna.samplers.GridSampler):
     """A grid whose end does not stop Optuna's own loop, which a sweep does not use."""
 
     def after_trial(self, *_: Any) -> None:
@@ -511,7 +511,7 @@ def _sampler(
         # Settings of trials that are running count as bad, so that parallel trials do not try the same.
         return samplers.TPESampler(seed=of_trial, constant_liar=parallel)
     if name == "grid":
-        return _Grid(grid_values(variations), seed % 2**32)
+        return _WholeGrid(grid_values(variations), seed % 2**32)
     if name == "qmc":
         # The place in the sequence is in the storage, and belongs to this seed.
         return samplers.QMCSampler(

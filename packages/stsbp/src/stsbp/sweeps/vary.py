@@ -21,8 +21,8 @@ from stsbp.errors import ConfigError, StsbpError, did_you_mean
 from stsbp.training.build import check_typed
 
 __all__ = [
-    "Choices",
     "NumberRange",
+    "ValueList",
     "Variation",
     "check_variations",
     "grid_size",
@@ -85,7 +85,7 @@ class NumberRange:
 
 
 @dataclass(frozen=True)
-class Choices:
+class ValueList:
     """Values of a list."""
 
     values: tuple[Value, ...]
@@ -106,12 +106,12 @@ class Choices:
         return list(self.values)
 
 
-Variation: TypeAlias = NumberRange | Choices
+Variation: TypeAlias = NumberRange | ValueList
 
 
 def variation_of(record: Mapping[str, Any]) -> Variation:
     """A variation from its record."""
-    return Choices(tuple(record["values"])) if "values" in record else NumberRange(**record)
+    return ValueList(tuple(record["values"])) if "values" in record else NumberRange(**record)
 
 
 def read_variations(pairs: Sequence[tuple[str, Any]]) -> dict[str, Variation]:
@@ -167,7 +167,7 @@ def _variation(name: str, value: Any) -> Variation:
         )
     if len(distinct) > _MOST_VALUES:
         raise ConfigError(f"--vary {name!r}: at most {_MOST_VALUES:,} values, got {len(distinct):,}")
-    return Choices(distinct)
+    return ValueList(distinct)
 
 
 def _read(text: str, annotation: Any) -> Value:
@@ -245,7 +245,9 @@ def check_variations(
 def _check_effect(name: str, variations: Mapping[str, Variation], sources: Sequence[SettingsSource]) -> None:
     """Raise `ConfigError` if a varied setting has no effect in any combination of the other varied lists."""
     lists = {
-        key: variation.values for key, variation in variations.items() if key != name and isinstance(variation, Choices)
+        key: variation.values
+        for key, variation in variations.items()
+        if key != name and isinstance(variation, ValueList)
     }
     first_error: StsbpError | None = None
     own = variations[name].ends[-1]

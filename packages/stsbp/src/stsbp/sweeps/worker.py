@@ -32,7 +32,7 @@ from stsbp.errors import CheckpointError, ConfigError, FileError, StsbpError
 from stsbp.experiment.run import experiment_settings, with_validation
 from stsbp.files import MEGABYTE, read_regular, write_atomically
 from stsbp.processes.job import SIGTERM, Job, end_jobs
-from stsbp.sweeps.methods import Heartbeat, check_optuna, chosen_pruner, chosen_sampler
+from stsbp.sweeps.methods import TrialHeartbeat, check_optuna, chosen_pruner, chosen_sampler
 from stsbp.sweeps.objectives import Objective, check_objectives, figures_of, needs_energy, read_objectives, validations
 from stsbp.sweeps.vary import Variation, check_variations, grid_size, read_variations
 from stsbp.threads import thread_count
@@ -101,7 +101,7 @@ class SweepRequest:
     study: str | None = None
     dataset: str | None = None
     energy_table: str | None = None
-    heartbeat: Heartbeat = field(default_factory=Heartbeat)
+    heartbeat: TrialHeartbeat = field(default_factory=TrialHeartbeat)
     settings: Mapping[str, Any] = field(default_factory=dict)
 
 
