@@ -195,6 +195,16 @@ def test_a_broken_exchange_waits_for_its_cause(case: Case) -> None:
     assert verdict.code == LOST
 
 
+def test_a_member_whose_exchange_broke_first_is_lost_too(case: Case) -> None:
+    case.detector.fail(0, "connection reset", 1, broken=True)
+    case.detector.fail(1, "connection reset", 1, broken=True)
+    case.detector.lose(1)
+    verdict = case.detector.verdict()
+    assert verdict is not None
+    assert verdict.message.startswith("rank 1 of 3")
+    assert verdict.code == LOST
+
+
 def test_a_broken_exchange_without_a_cause_is_told_itself(case: Case) -> None:
     case.detector.fail(2, "connection reset", 1, broken=True)
     verdict = case.pass_time(5, waiting="01")

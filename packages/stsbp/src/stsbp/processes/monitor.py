@@ -222,8 +222,9 @@ class FailureDetector:
             if not (is_same_error and len(errors) == len(self.members)) and now - errors[0].reported_at < _SETTLES:
                 return None
             return self._error(errors)
-        if lost := [rank for rank in self._lost_ranks if rank not in failed_ranks]:
-            return self._lost(lost[0], _GONE)
+        # Also if it reported a failed exchange before: it would wait for the verdict, and not close its connection.
+        if self._lost_ranks:
+            return self._lost(next(iter(self._lost_ranks)), _GONE)
         for rank, member_state in self._states.items():
             if (
                 rank not in self._finished_ranks
