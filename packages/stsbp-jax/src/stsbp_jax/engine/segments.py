@@ -21,8 +21,8 @@ from stsbp_spec.engine.passes import Trace, backward_segment, forward_segment, s
 from stsbp_spec.engine.plan import Delays, Plan, Population, Segment, plan
 from stsbp_spec.engine.rules import Deferred, PassContext
 from stsbp_spec.networks.graph import Network, Neurons, Projection
+from stsbp_spec.networks.ops.base import Passing
 from stsbp_spec.networks.ops.batchnorm import STATISTICS, updated_statistic
-from stsbp_spec.networks.ops.delay import LearnedDelay
 from stsbp_spec.typing import Precision, Shape
 
 from stsbp_jax.backend import OPERATIONS
@@ -118,11 +118,8 @@ class JaxSegment:
             if norm is not None:
                 names += [f"{projection.name}.{suffix}" for suffix in (*norm.learned(), *norm.initial(1))]
         for bound_node in self.segment.bound_nodes:
-            node = bound_node.node
-            if isinstance(node.op, Neurons):
+            if isinstance(bound_node.node.op, (Neurons, Passing)):
                 names += bound_node.parameters.values()
-            elif isinstance(node.op, LearnedDelay):
-                names += [f"{node.name}.{parameter}" for parameter in node.op.learned()]
         return tuple(dict.fromkeys(names))
 
     @cached_property

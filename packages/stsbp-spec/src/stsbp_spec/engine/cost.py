@@ -337,7 +337,7 @@ def node_values(
         elif isinstance(op, Dropout):
             values[node.name] = arriving(values[node.inputs[0].source], node.inputs[0].delay)
         elif isinstance(op, LearnedDelay):
-            (name,) = (f"{node.name}.{parameter}" for parameter in op.learned())
+            (name,) = bound_node.parameters.values()
             if name not in delays:
                 raise ShapeError(f"the learned delays {name} are missing; give those of the run")
             (edge,) = node.inputs

@@ -33,6 +33,19 @@ def all_reduce_max(backend: Operations[Array], runs: Sequence[PassContext[Array]
     return runs[0].collective.largest(backend.maximum([*values]))
 
 
+def whole_batch_errors(
+    backend: Operations[Array], runs: Sequence[PassContext[Array]], grads: Iterator[Array]
+) -> tuple[Iterator[Array], int, Array]:
+    """The errors of all slices here, the number of frames in the whole batch, and its largest magnitude.
+
+    The iterator gives up each error when it is used, so that its memory is free.
+    """
+    errors = [*grads]
+    frames = errors[0].shape[0] * runs[0].part.batch
+    largest = all_reduce_max(backend, runs, map(backend.largest_error, errors))
+    return (errors.pop(0) for _ in runs), frames, largest
+
+
 def all_reduce_sum(backend: Operations[Array], runs: Sequence[PassContext[Array]], values: Iterable[Array]) -> Array:
     """The sum of exact sums, float64 or int64, over the slices here and in all processes."""
     return runs[0].collective.start_total(reduce(backend.add, values))()
@@ -74,11 +87,8 @@ class Weights(Step[Array]):
     ) -> Iterator[BackwardResult[Array]]:
         grid: tuple[int, Array] | None = None
         if precision == "reproducible":
-            errors = [*grads]
-            bits = self.projection.error_bits(frames=errors[0].shape[0] * runs[0].part.batch)
-            grid = bits, all_reduce_max(self.backend, runs, map(self.backend.largest_error, errors))
-            # The list loses each error when it is used, so that its memory is free.
-            grads = (errors.pop(0) for _ in runs)
+            grads, frames, largest = whole_batch_errors(self.backend, runs, grads)
+            grid = self.projection.error_bits(frames=frames), largest
         for run in runs:
             yield self._backward(run, next(saved), next(grads), precision, grid)
 
@@ -302,8 +312,8 @@ class Delays(Step[Array]):
     @property
     def parameter(self) -> str:
         """Name of the delays among the network's parameters."""
-        (name,) = self.op.learned()
-        return f"{self.name}.{name}"
+        (name,) = self.bound_nodes[0].parameters.values()
+        return name
 
     @property
     def leaves_state(self) -> bool:
@@ -326,10 +336,8 @@ class Delays(Step[Array]):
     ) -> Iterator[BackwardResult[Array]]:
         grid: tuple[int, Array] | None = None
         if precision == "reproducible":
-            errors = [*grads]
-            bits = self.op.error_bits(self.bound_nodes[0].output, frames=errors[0].shape[0] * runs[0].part.batch)
-            grid = bits, all_reduce_max(self.backend, runs, map(self.backend.largest_error, errors))
-            grads = (errors.pop(0) for _ in runs)
+            grads, frames, largest = whole_batch_errors(self.backend, runs, grads)
+            grid = self.op.error_bits(self.bound_nodes[0].output, frames=frames), largest
         for run in runs:
             yield self._backward(run, next(saved), next(grads), grid)
 

@@ -148,12 +148,14 @@ class BoundNode:
 
     @cached_property
     def learns(self) -> tuple[tuple[str, str, Learned], ...]:
-        """Learned parameters of a population's neurons and of the biases before them.
+        """Learned parameters of a population's neurons and of the biases before them, or learned delays.
 
-        Each has the population's name for it (`learned_name`), and its name in the network, which begins with the node
-        that the neurons read: `conv1.decay`, `conv1.bias`.
+        Each has the node's name for it (`learned_name`), and its name in the network. That of delays begins with their
+        own node, `delay1.steps`, and the others with the node that the neurons read: `conv1.decay`, `conv1.bias`.
         """
         op, edges = self.node.op, self.node.inputs
+        if isinstance(op, Passing):
+            return tuple((name, f"{self.node.name}.{name}", learned) for name, learned in op.learned().items())
         assert isinstance(op, Neurons)
         learned_parameters = [
             (learned_name(j, name), f"{edge.source}.{name}", learned)
@@ -167,12 +169,12 @@ class BoundNode:
 
     @cached_property
     def learned(self) -> Mapping[str, Learned]:
-        """The parameters of `learns`, by the population's names."""
+        """The parameters of `learns`, by the node's names."""
         return {name: learned for name, _, learned in self.learns}
 
     @cached_property
     def parameters(self) -> Mapping[str, str]:
-        """Names in the network of the parameters of `learns`, by the population's names."""
+        """Names in the network of the parameters of `learns`, by the node's names."""
         return {model_name: name for model_name, name, _ in self.learns}
 
 
@@ -441,13 +443,10 @@ class Network:
                     parameters[f"{bound_node.node.name}.{name}"] = Parameter(
                         learned.shape(bound_node.output.shape), learned
                     )
-            elif isinstance(op, Neurons):
+            elif isinstance(op, (Neurons, Passing)):
                 for _, name, learned in bound_node.learns:
-                    parameters[name] = Parameter(learned.shape(bound_node.output.shape), learned)
-            elif isinstance(op, Passing):
-                for name, learned in op.learned().items():
-                    parameters[f"{bound_node.node.name}.{name}"] = Parameter(
-                        learned.shape(bound_node.output.shape), learned, is_delay=True
+                    parameters[name] = Parameter(
+                        learned.shape(bound_node.output.shape), learned, is_delay=isinstance(op, Passing)
                     )
         return parameters
 
@@ -455,10 +454,10 @@ class Network:
     def delays(self) -> Mapping[str, int]:
         """The largest number of steps of all learned delays, by the names of their parameters."""
         return {
-            f"{node.name}.{name}": int(learned.high)
-            for node in self.nodes
-            if isinstance(node.op, Passing)
-            for name, learned in node.op.learned().items()
+            name: int(learned.high)
+            for bound_node in self.bound_nodes
+            if isinstance(bound_node.node.op, Passing)
+            for _, name, learned in bound_node.learns
         }
 
     @cached_property
@@ -483,10 +482,8 @@ class Network:
 def _names(bound_node: BoundNode) -> list[str]:
     """Names of a node's arrays in `rules.PassContext.weights`."""
     name, op = bound_node.node.name, bound_node.node.op
-    if isinstance(op, Neurons):
+    if isinstance(op, (Neurons, Passing)):
         return [parameter for _, parameter, _ in bound_node.learns]
-    if isinstance(op, Passing):
-        return [f"{name}.{parameter}" for parameter in op.learned()]
     if not isinstance(op, Weighted):
         return []
     norm_names = () if op.norm is None else (*op.norm.learned(), *op.norm.initial(1), "exponent", "frames")

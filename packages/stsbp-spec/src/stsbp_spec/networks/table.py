@@ -66,10 +66,8 @@ def _nodes(
 def _owned(bound_node: BoundNode) -> tuple[str, ...]:
     """Parameters of a node other than its weights."""
     op, name = bound_node.node.op, bound_node.node.name
-    if isinstance(op, Neurons):
+    if isinstance(op, (Neurons, Passing)):
         return tuple(bound_node.parameters.values())
-    if isinstance(op, Passing):
-        return tuple(f"{name}.{parameter}" for parameter in op.learned())
     norm = op.norm if isinstance(op, Weighted) else None
     return () if norm is None else tuple(f"{name}.{parameter}" for parameter in norm.learned())
 

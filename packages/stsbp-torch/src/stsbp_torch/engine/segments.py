@@ -159,7 +159,7 @@ class TorchSegment:
                 loops = self.network.recurrent.get(name, ())
                 names += [*(by_name[loop] for loop in loops), *bound_node.parameters.values()]
             elif isinstance(op, LearnedDelay):
-                names += [f"{name}.{parameter}" for parameter in op.learned()]
+                names += bound_node.parameters.values()
         return tuple(dict.fromkeys(names))
 
     @cached_property

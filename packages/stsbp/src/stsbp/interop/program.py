@@ -157,10 +157,10 @@ def program(network: NetworkSpec, weights: Mapping[str, Float32]) -> NetworkProg
         if isinstance(bound_node.node.op, Neurons)
     }
     delays = {
-        node.name: backend.arithmetic.whole_delays(grid_parameters[f"{node.name}.{name}"])
-        for node in graph.nodes
-        if isinstance(node.op, LearnedDelay)
-        for name in node.op.learned()
+        bound_node.node.name: backend.arithmetic.whole_delays(grid_parameters[name])
+        for bound_node in graph.bound_nodes
+        if isinstance(bound_node.node.op, LearnedDelay)
+        for name in bound_node.parameters.values()
     }
     return NetworkProgram(network, nodes, populations, delays)
 
