@@ -605,6 +605,20 @@ class Request:
     image_size: int | None = None
     progress: ProgressCallback | None = None
 
+    def whole_option(
+        self, option: str, default: int, least: int, largest: int, *, most_digits: int | None = None
+    ) -> int:
+        """A whole number in the name, `NAME:option=value`, of at most as many digits as the largest one, or as given.
+
+        Raises:
+            DataError: it is none from `least` to `largest`.
+        """
+        text = self.options.get(option, str(default))
+        is_short = len(text) <= (most_digits or len(str(largest)))
+        if not (is_short and text.isascii() and text.isdigit() and least <= int(text) <= largest):
+            raise DataError(f"{self.name}: {option} must be a number from {least} to {largest}, got {text!r}")
+        return int(text)
+
     @property
     def length_key(self) -> dict[str, bool]:
         """Part of the key of cached frames; empty without own lengths."""
@@ -703,28 +717,28 @@ def hold_out(
     """
     if integer(count) is None:
         raise SpecError(f"the number of samples to hold out must be an integer, got {shown(count)}")
-    numbers = _distinct(split)
+    samples = _sample_numbers(split)
+    numbers = _distinct(samples)
     if not 1 <= count < len(numbers):
         possible = (
             f"expected 1 to {len(numbers) - 1}; choose another {option}" if len(numbers) > 1 else "none would be left"
         )
         raise DataError(f"cannot hold out {count} of {len(numbers)} samples: {possible}")
     held_out = numbers[select_balanced(split.labels[numbers], count, seed=seed, substream=substream)]
-    if len(numbers) < len(split):
-        assert isinstance(split, Subset)
-        remaining = np.flatnonzero(~np.isin(split.indices, split.indices[held_out]))
-    else:
-        remaining = np.setdiff1d(np.arange(len(split)), held_out, assume_unique=True)
+    remaining = np.flatnonzero(~np.isin(samples, samples[held_out]))
     return Subset(split, remaining), Subset(split, held_out)
 
 
 def distinct_count(split: Split) -> int:
     """Number of samples of a split, without repetitions."""
-    return len(_distinct(split))
+    return len(_distinct(_sample_numbers(split)))
 
 
-def _distinct(split: Split) -> Int64:
-    """Numbers of the samples of a split, without those that are repetitions of an earlier one."""
-    if not isinstance(split, Subset):
-        return np.arange(len(split), dtype=np.int64)
-    return np.sort(np.unique(split.indices, return_index=True)[1]).astype(np.int64)
+def _sample_numbers(split: Split) -> Int64:
+    """For each sample of a split its number in the split of which it is a subset, or in itself."""
+    return split.indices if isinstance(split, Subset) else np.arange(len(split), dtype=np.int64)
+
+
+def _distinct(numbers: Int64) -> Int64:
+    """Places in a list of numbers that are no repetitions of an earlier one, in order."""
+    return np.sort(np.unique(numbers, return_index=True)[1]).astype(np.int64)

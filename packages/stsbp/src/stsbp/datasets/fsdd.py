@@ -191,15 +191,7 @@ def _window_us(binning: EventBinning) -> int:
 
 
 def _channels(request: Request) -> int:
-    channel_text = request.options.get("channels", str(Cochlea.places))
-    if not (
-        channel_text.isascii()
-        and channel_text.isdigit()
-        and len(channel_text) < 5
-        and 1 <= int(channel_text) <= MAX_CHANNELS
-    ):
-        raise DataError(f"{request.name}: channels must be a number from 1 to {MAX_CHANNELS}, got {channel_text!r}")
-    return int(channel_text)
+    return request.whole_option("channels", Cochlea.places, 1, MAX_CHANNELS, most_digits=4)
 
 
 def _spikes(

@@ -52,13 +52,6 @@ def equal_counts(spikes: UInt8, count: int) -> UInt8:
     return equal
 
 
-def _count(request: Request) -> int:
-    text = request.options.get("spikes", "3")
-    if not (text.isascii() and text.isdigit() and len(text) < 3 and 1 <= int(text) <= MOST_SPIKES):
-        raise DataError(f"{request.name}: spikes must be a number from 1 to {MOST_SPIKES}, got {text!r}")
-    return int(text)
-
-
 def load(request: Request) -> Dataset:
     """The samples of `fsdd` with `spikes` spikes of every neuron in every sample, by default 3.
 
@@ -66,7 +59,7 @@ def load(request: Request) -> Dataset:
         DataError: as of `fsdd`; samples would end at the end of their recording, so that their lengths tell something;
             or `spikes` is outside of its range.
     """
-    count, steps = _count(request), request.binning.steps
+    count, steps = request.whole_option("spikes", 3, 1, MOST_SPIKES), request.binning.steps
     if request.own_lengths:
         raise DataError(
             "the length of a recording says something about the digit, so all samples of fsdd-timing have the same "
@@ -98,17 +91,8 @@ FSDD_TIMING = DatasetInfo(
     description="spoken digits of fsdd with equal numbers of spikes, so that only their times tell the digit",
     coding="events",
     load=load,
-    defaults={
-        "net": "256R",
-        "steps": 60,
-        "window_ms": 720.0,
-        "epochs": 20,
-        "batch_size": 50,
-        "lr": 2e-3,
-        "tau_m": 10.0,
-        "tau_s": 4.0,
-        "label_pattern": "1",
-    },
+    # All samples have the same number of steps, because the length of a recording would tell something, too.
+    defaults={key: value for key, value in fsdd.FSDD.defaults.items() if key != "own_lengths"} | {"epochs": 20},
     recordings=True,
     test_set=fsdd.FSDD.test_set,
     options={

@@ -202,13 +202,6 @@ def _windows(points: Float64, steps: int) -> SequenceSplit:
     )
 
 
-def _option(request: Request, option: str, default: int, allowed: range) -> int:
-    text = request.options.get(option, str(default))
-    if not (text.isascii() and text.isdigit() and len(text) < 4 and int(text) in allowed):
-        raise DataError(f"{request.name}: {option} must be a number from {allowed[0]} to {allowed[-1]}, got {text!r}")
-    return int(text)
-
-
 def load(request: Request) -> Dataset:
     """The series from one start: 750 points to train on, and the 750 points after them.
 
@@ -218,8 +211,8 @@ def load(request: Request) -> Dataset:
     Raises:
         DataError: `tau`, `start` or the number of steps is outside its range, or test samples should be held out.
     """
-    tau = _option(request, "tau", 17, range(min(SYSTEMS), max(SYSTEMS) + 1))
-    start = _option(request, "start", 0, range(STARTS))
+    tau = request.whole_option("tau", 17, min(SYSTEMS), max(SYSTEMS), most_digits=3)
+    start = request.whole_option("start", 0, 0, STARTS - 1, most_digits=3)
     steps = request.binning.steps
     if not 1 <= steps <= (TRAINED - HISTORY + 1) // 2:
         raise DataError(

@@ -26,7 +26,6 @@ from stsbp_spec.typing import Float64, Int64
 from stsbp.datasets.base import Dataset, FrameSplit, Request, Subset, cut_test
 from stsbp.datasets.info import DatasetInfo
 from stsbp.datasets.latency import check_latency_steps, latency_spikes
-from stsbp.errors import DataError
 
 __all__ = ["RANDMAN", "load", "manifold_times"]
 
@@ -85,14 +84,6 @@ def manifold_times(seed: int, classes: int, dims: int, alpha: int, neurons: int,
     return times
 
 
-def _option(request: Request, name: str) -> int:
-    default, least, largest = _OPTIONS[name]
-    text = request.options.get(name, str(default))
-    if not (text.isascii() and text.isdigit() and len(text) < 6 and least <= int(text) <= largest):
-        raise DataError(f"{request.name}: {name} must be a number from {least} to {largest}, got {text!r}")
-    return int(text)
-
-
 def load(request: Request) -> Dataset:
     """1,000 samples of each class, 200 of which are test samples. `--split-seed` draws other manifolds.
 
@@ -101,7 +92,9 @@ def load(request: Request) -> Dataset:
     """
     steps = request.binning.steps
     check_latency_steps(steps)
-    classes, dims, alpha, neurons = (_option(request, name) for name in _OPTIONS)
+    classes, dims, alpha, neurons = (
+        request.whole_option(name, *limits, most_digits=5) for name, limits in _OPTIONS.items()
+    )
     times = manifold_times(request.seed, classes, dims, alpha, neurons)
     spikes = latency_spikes(times.reshape(-1, neurons), steps)
     labels: Int64 = np.repeat(np.arange(classes, dtype=np.int64), SAMPLES)

@@ -37,12 +37,7 @@ def _spikes(pictures: UInt8, levels: int, *, by_pixel: bool) -> UInt8:
 
 
 def _levels(request: Request, default: int) -> int:
-    level_text = request.options.get("levels", str(default))
-    if not (
-        level_text.isascii() and level_text.isdigit() and len(level_text) < 4 and 1 <= int(level_text) <= _MOST_LEVELS
-    ):
-        raise DataError(f"{request.name}: levels must be a number from 1 to {_MOST_LEVELS}, got {level_text!r}")
-    return int(level_text)
+    return request.whole_option("levels", default, 1, _MOST_LEVELS)
 
 
 @names_unreadable

@@ -83,11 +83,11 @@ def load(request: Request) -> Dataset:
     test_set = request.options.get("test", "test")
     if test_set not in ("test", "validation"):
         raise DataError(f"{request.name}: test must be validation, got {test_set!r}; leave it out for the test set")
-    train = _split("train", steps)
-    notes = [f"{len(train):,} points, drawn by the published generator"]
     if request.only_test:
         tested = _split(test_set, steps)
-        return Dataset(request.name, "events", (INPUTS,), CLASSES, tested, tested, tuple(notes[1:]))
+        return Dataset(request.name, "events", (INPUTS,), CLASSES, tested, tested)
+    train = _split("train", steps)
+    notes = [f"{len(train):,} points, drawn by the published generator"]
     if request.wants_own_test:
         tested = _split(test_set, steps)
         notes.append(f"{len(tested):,} test points, those of the published {test_set} set")
