@@ -126,7 +126,7 @@ def test_a_run_folder_gives_the_network_and_its_weights_back(networks: list[_Net
         task = build_task(config, data.inputs, open_backend("numpy"))
         assert task.network == spec, network.number
         with folder.new_run(config, task.backend):
-            begin_with(task.trainer.init(dict(network.case.weights)), task, data, folder, show)
+            begin_with(network.case.weights, task, data, folder, show)
         loaded = load_run(folder.path, backend="numpy")
         assert loaded.network == spec, network.number
         assert loaded.weights.keys() == network.case.weights.keys()

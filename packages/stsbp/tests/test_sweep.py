@@ -537,3 +537,21 @@ def test_train_words_are_the_settings() -> None:
     assert all(words[words.index(name) + 1] == value for name, value in options.items())
     assert "--augment-flip" in words
     assert "--test-every" not in words
+
+
+def test_trials_have_the_trackers_of_the_sweep(sweep: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    code = (
+        "from pathlib import Path\n\nclass Lines:\n"
+        "    def __init__(self, run):\n        self.file = Path('told').open('a')\n"
+        "    def write(self, record):\n        self.file.write(record['kind'] + '\\n')\n"
+        "    def close(self, *, finished):\n        self.file.write(f'{finished}\\n')\n        self.file.close()\n"
+    )
+    (tmp_path / "sweep_tracker.py").write_text(code)
+    monkeypatch.delitem(sys.modules, "sweep_tracker", raising=False)
+    assert "the module has no 'Line'" in sweep("--vary", "threshold=0.5,1", "--track", "sweep_tracker:Line").stderr
+    assert not (tmp_path / "s" / "trial-0").exists()
+    done = sweep("--vary", "threshold=0.5,1", "--trials", 1, "--track", "sweep_tracker:Lines")
+    assert done.exit_code == 0, done.output
+    told = (tmp_path / "told").read_text().splitlines()
+    assert "epoch" in told
+    assert told[-1] == "True"

@@ -15,7 +15,6 @@ import numpy as np
 from stsbp_spec.contract.grid import CONTRACT_VERSION
 from stsbp_spec.engine.checks import check_weights
 from stsbp_spec.engine.operations import weights_on_grid
-from stsbp_spec.engine.trainer import TrainState
 from stsbp_spec.errors import NetworkError, NumericError, ShapeError
 from stsbp_spec.networks.notation import written_nodes
 from stsbp_spec.networks.spec import NetworkSpec
@@ -31,7 +30,7 @@ from stsbp.files import as_argument
 from stsbp.interop.nir_import import Imported, import_graph, likely_step
 from stsbp.interop.nir_nodes import Choices
 from stsbp.interop.nir_reader import NirGraph, read_graph
-from stsbp.training.build import Data, Task, build_loss, build_neuron, build_task, check_typed_labels, load_data
+from stsbp.training.build import Data, build_loss, build_neuron, build_task, check_typed_labels, load_data
 from stsbp.training.initial import pinned
 from stsbp.training.loop import begin_with
 from stsbp.training.progress import choose_reporter
@@ -131,10 +130,8 @@ def command(
         built = _built(file, graph, config, data, choices)
         task = build_task(built.config, data.inputs, NumpyBackend(), len(data.train))
         messages = [*run_messages, *_import_messages(built.imported, task.network)]
-        # Weights that are refused must leave no folder.
-        first = _first_state(file, built.imported, task)
         with folder.new_run(built.config, task.backend):
-            begin_with(first, task, data, folder, reporter)
+            begin_with(built.imported.weights, task, data, folder, reporter)
     finally:
         reporter.close()
     for message in messages:
@@ -254,19 +251,6 @@ def _built(file: Path, graph: NirGraph, config: RunConfig, data: Data, choices: 
     return _Built(
         imported, resolve([SettingsSource(str(file), config.model_dump() | network_settings)], with_preset=False)
     )
-
-
-def _first_state(file: Path, imported: Imported, task: Task) -> TrainState[Any]:
-    """The state of a run with the weights of a file.
-
-    Raises:
-        DataError: they do not fit the network, or are outside their domain. The message names the file and the node.
-    """
-    try:
-        return task.trainer.init(dict(imported.weights))
-    except (ShapeError, NumericError) as error:
-        # The names of parameters are those of the file's nodes.
-        raise DataError(f"{file}: the parameters of its nodes do not fit: {error}") from error
 
 
 def _import_messages(imported: Imported, network: NetworkSpec) -> Iterator[str]:

@@ -10,11 +10,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from stsbp.config import RunConfig, to_toml
+from stsbp.config import RunConfig
 from stsbp.errors import StsbpError
 from stsbp.experiment.run import Experiment, same_command
-from stsbp.processes.job import SIGTERM, Job, end_jobs
-from stsbp.threads import thread_count
+from stsbp.processes.job import SIGTERM, Job, end_jobs, run_words, threads_each
 from stsbp.training.loop import StopRequest
 
 __all__ = ["SideBySide"]
@@ -72,12 +71,7 @@ class SideBySide:
                         )
 
     def _start_job(self, config: RunConfig, path: Path, settings: Path) -> Job:
-        file = settings / f"seed-{config.seed}.toml"
-        file.write_text(to_toml(config), encoding="utf-8")
         several = [] if self.processes is None else ["--processes", str(self.processes)]
         timeout = ["--rank-timeout", str(self.rank_timeout)]
-        # A function of the user that only the file names would not be imported.
-        track = ["--track", config.track] if config.track else []
-        train = ["train", "--config", str(file), "--out", str(path), *track, *several, *timeout, "--resume"]
-        threads_each = config.threads or max(1, thread_count() // self.jobs)
-        return Job(f"seed {config.seed}", [*self.options, *train], threads_each, self.print_line)
+        train = [*run_words(config, settings / f"seed-{config.seed}.toml", path), *several, *timeout]
+        return Job(f"seed {config.seed}", [*self.options, *train], threads_each(config, self.jobs), self.print_line)

@@ -36,7 +36,7 @@ from stsbp.processes.group import Group
 from stsbp.training.build import Inputs, build_network, build_task
 from stsbp.training.initial import check_trainable
 from stsbp.training.tracking import tracked_settings
-from stsbp.training.trained import Trained
+from stsbp.training.trained import Trained, warn_of_contract
 
 __all__ = [
     "CONFIG",
@@ -202,11 +202,7 @@ def trained_on(
     Raises:
         StsbpError: the backend cannot compute it.
     """
-    if network.info["contract"] > CONTRACT_VERSION and (group is None or group.leads):
-        warn(
-            f"{network.name} was trained under version {network.info['contract']} of the exact-arithmetic contract, "
-            f"but this stsbp computes under version {CONTRACT_VERSION}, so spikes may differ; update stsbp"
-        )
+    warn_of_contract(network.name, network.info["contract"], group, warn)
     task = build_task(network.settings, network.inputs, backend, max(1, network.samples or 1), group)
     return Trained(network.settings, task, task.trainer.init(dict(network.weights)), network.info)
 

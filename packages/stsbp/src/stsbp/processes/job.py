@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import subprocess
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
+from stsbp.config import RunConfig, to_toml
 from stsbp.processes.launcher import Started
-from stsbp.threads import THREADS
+from stsbp.threads import THREADS, thread_count
 
-__all__ = ["SIGTERM", "Job", "end_jobs"]
+__all__ = ["SIGTERM", "Job", "end_jobs", "run_words", "threads_each"]
 
 SIGTERM = 15
 """Number of the signal after which a run saves and ends."""
@@ -48,6 +50,19 @@ class Job(Started):
                 f"{self.name}: its process {process} was stopped by a signal, and the {of} waits for it; to continue "
                 f"it, run: kill -CONT {process}"
             )
+
+
+def run_words(config: RunConfig, file: Path, out: Path) -> list[str]:
+    """The words of `stsbp train` that train a run with these settings, which are written to `file`, or continue it."""
+    file.write_text(to_toml(config), encoding="utf-8")
+    # A function of the user that only the file names would not be imported.
+    track = ["--track", config.track] if config.track else []
+    return ["train", "--config", str(file), "--out", str(out), *track, "--resume"]
+
+
+def threads_each(config: RunConfig, jobs: int) -> int:
+    """The number of threads of each of `jobs` runs: that of its settings, or its share of the processors."""
+    return config.threads or max(1, thread_count() // jobs)
 
 
 def end_jobs(jobs: Sequence[Job], number: int = SIGTERM) -> None:

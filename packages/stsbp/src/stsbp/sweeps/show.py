@@ -5,8 +5,6 @@ All of it is made from the storage of the study alone. The folders of the runs a
 
 from __future__ import annotations
 
-import csv
-import io
 import itertools
 import re
 from collections.abc import Mapping, Sequence
@@ -27,6 +25,7 @@ from stsbp.report.page import page
 from stsbp.report.svg import PointSeries
 from stsbp.sweeps.objectives import Objective
 from stsbp.tables import html_table
+from stsbp.training.compare import rows_csv
 
 __all__ = [
     "CSV",
@@ -123,16 +122,10 @@ def best_rows(rows: Sequence[TrialRow], objectives: Sequence[Objective]) -> list
 
 def csv_text(rows: Sequence[TrialRow], objectives: Sequence[Objective]) -> str:
     """The trials as CSV."""
-    records = columns(rows, objectives)
-    names = list(dict.fromkeys(name for record in records for name in record))
-    # The last three stay last, though only some trials have all figures.
-    names = [name for name in names if not name.startswith("figure.")] + [n for n in names if n.startswith("figure.")]
-    text = io.StringIO()
-    writer = csv.DictWriter(text, names, lineterminator="\n")
-    writer.writeheader()
-    for record in records:
-        writer.writerow({name: printable(x) if isinstance(x, str) else x for name, x in record.items()})
-    return text.getvalue()
+    table = columns(rows, objectives)
+    names = dict.fromkeys(name for row in table for name in row)
+    # Other figures come last, because only some trials have all of them.
+    return rows_csv(table, sorted(names, key=lambda name: name.startswith("figure.")))
 
 
 def _shown(value: Any) -> str:

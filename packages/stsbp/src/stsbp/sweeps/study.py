@@ -445,14 +445,18 @@ def _awaited_identity(study: optuna.Study) -> dict[str, Any] | None:
     return stored
 
 
-def _checked(stored: Mapping[str, Any], name: str, identity: StudyIdentity) -> str:
-    """The id of a stored study, which must be what is asked for."""
-    found_format = stored.get("format")
-    if found_format != _FORMAT:
+def _check_format(stored: object, name: str) -> None:
+    """Raise `ConfigError` unless this version of stsbp reads the format of what a study says about itself."""
+    if stored != _FORMAT:
         raise ConfigError(
-            f"the study {name!r} has format {found_format}, but this stsbp reads format {_FORMAT}; use the version "
+            f"the study {name!r} has format {stored}, but this stsbp reads format {_FORMAT}; use the version "
             "that made it"
         )
+
+
+def _checked(stored: Mapping[str, Any], name: str, identity: StudyIdentity) -> str:
+    """The id of a stored study, which must be what is asked for."""
+    _check_format(stored.get("format"), name)
     try:
         changed = identity.unlike(stored)
     except (KeyError, TypeError, ValidationError) as error:
@@ -467,11 +471,7 @@ def _checked(stored: Mapping[str, Any], name: str, identity: StudyIdentity) -> s
 
 def _read_identity(stored: Mapping[str, Any], name: str) -> StudyIdentity:
     try:
-        if stored["format"] != _FORMAT:
-            raise ConfigError(
-                f"the study {name!r} has format {stored['format']}, but this stsbp reads format {_FORMAT}; use the "
-                "version that made it"
-            )
+        _check_format(stored["format"], name)
         return StudyIdentity(
             RunConfig(**stored["settings"]),
             {key: variation_of(record) for key, record in stored["vary"].items()},

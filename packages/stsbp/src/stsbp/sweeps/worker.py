@@ -25,17 +25,16 @@ from typing import Any
 from stsbp_spec.validation import shown
 
 from stsbp import records
-from stsbp.config import RunConfig, SettingsSource, absolute, resolve, to_toml
+from stsbp.config import RunConfig, SettingsSource, absolute, resolve
 from stsbp.datasets import Dataset
 from stsbp.energy.table import asked_table
 from stsbp.errors import CheckpointError, ConfigError, FileError, StsbpError
 from stsbp.experiment.run import experiment_settings, with_validation
 from stsbp.files import MEGABYTE, read_regular, write_atomically
-from stsbp.processes.job import SIGTERM, Job, end_jobs
+from stsbp.processes.job import SIGTERM, Job, end_jobs, run_words, threads_each
 from stsbp.sweeps.methods import TrialHeartbeat, check_optuna, chosen_pruner, chosen_sampler
 from stsbp.sweeps.objectives import Objective, check_objectives, figures_of, needs_energy, read_objectives, validations
 from stsbp.sweeps.vary import Variation, check_variations, grid_size, read_variations
-from stsbp.threads import thread_count
 from stsbp.training.build import (
     Inputs,
     check_typed,
@@ -48,7 +47,7 @@ from stsbp.training.initial import pinned
 from stsbp.training.loop import StopRequest
 from stsbp.training.progress import Reporter
 from stsbp.training.run_folder import STUDY, RunFolder
-from stsbp.training.tensorboard import require
+from stsbp.training.trackers import require_trackers
 
 __all__ = ["TRIALS", "SweepPlan", "SweepRequest", "plan_sweep", "run_sweep"]
 
@@ -160,8 +159,7 @@ def plan_sweep(request: SweepRequest, reporter: Reporter) -> SweepPlan:
         config = pinned(absolute(resolve(sources)))
         check_typed(config, request.settings)
         check_variations(variations, sources, request.settings)
-        if config.tensorboard:
-            require()
+        require_trackers(config)
         path = request.out or Path("runs") / f"{_plain_name(request.name)}-sweep"
         _check_folder(path)
         sampler_size = grid_size(variations) if request.sampler == "grid" else None
@@ -240,7 +238,7 @@ def run_sweep(plan: SweepPlan, options: Sequence[str], print_line: Callable[[str
         worker = _Worker(plan, study, folder, _worker_name(folder, study), options, print_line)
 
         def write() -> SweepView:
-            view = SweepView(study.name, study.identity, tuple(study.rows()))
+            view = SweepView.of(study)
             folder.files.write("trials.csv", view.csv().encode())
             folder.files.write("sweep.html", view.html().encode())
             return view
@@ -412,13 +410,11 @@ class _Worker:
             f"{key}={value:g}" if isinstance(value, float) else f"{key}={value}" for key, value in trial.params.items()
         )
         self.print_line(f"trial {trial.number} of {self.plan.trials}, {path}: {values}")
-        file = settings / f"{name}.toml"
-        file.write_text(to_toml(config), encoding="utf-8")
-        words = ["train", "--config", str(file), "--out", str(path), "--resume"]
+        words = run_words(config, settings / f"{name}.toml", path)
         self.running.append(_Running(trial, config, path, self._job(trial, config, words)))
 
     def _job(self, trial: Any, config: RunConfig, words: Sequence[str]) -> Job:
-        threads = config.threads or max(1, thread_count() // self.plan.request.jobs)
+        threads = threads_each(config, self.plan.request.jobs)
         return Job(f"trial {trial.number}", [*self.options, *words], threads, self.print_line)
 
     def _mark(self, path: Path, number: int) -> None:

@@ -181,10 +181,14 @@ def sorted_facts(run_facts: Sequence[dict[str, Any]], key: str | None, *, revers
     return [run_facts[i] for i in (*order, *(i for i, value in enumerate(values) if value is None))]
 
 
-def rows_csv(table: Sequence[Mapping[str, Any]]) -> str:
-    """Rows as CSV, with a column for every name that some row has. Lists are JSON."""
+def rows_csv(table: Sequence[Mapping[str, Any]], names: Sequence[str] | None = None) -> str:
+    """Rows as CSV, with a column for every name that some row has. Lists are JSON.
+
+    `names` are the columns in their order; None: in the order in which the rows first have them.
+    """
     text = io.StringIO()
-    writer = csv.DictWriter(text, list(dict.fromkeys(name for row in table for name in row)), lineterminator="\n")
+    names = names or list(dict.fromkeys(name for row in table for name in row))
+    writer = csv.DictWriter(text, names, lineterminator="\n")
     writer.writeheader()
     for row in table:
         writer.writerow({name: _csv_cell(value) for name, value in row.items()})

@@ -27,7 +27,7 @@ from stsbp_spec.engine.trainer import StepResult, TrainState
 from stsbp_spec.errors import NumericError, ShapeError
 from stsbp_spec.models.encoders.packed import Inputs
 from stsbp_spec.networks.spec import NetworkSpec
-from stsbp_spec.typing import AnyArray, Int64
+from stsbp_spec.typing import AnyArray, Float32, Int64
 from stsbp_spec.validation import listed
 
 from stsbp import records
@@ -49,7 +49,7 @@ from stsbp.training.progress import Course, Reporter
 from stsbp.training.run_folder import RunFolder
 from stsbp.training.timing import Measuring
 from stsbp.training.timing_text import chance_f1
-from stsbp.training.trackers import open_trackers
+from stsbp.training.trackers import names_of, open_trackers
 from stsbp.training.tracking import OpenTracker
 
 __all__ = [
@@ -293,12 +293,13 @@ def identity_of(task: Task, data: Data | None) -> dict[str, Any]:
     }
 
 
-def begin_with(first: TrainState, task: Task, data: Data, folder: RunFolder, reporter: Reporter) -> None:
-    """Write the checkpoint of a run that begins with this state, without training. The folder must be locked.
+def begin_with(weights: Mapping[str, Float32], task: Task, data: Data, folder: RunFolder, reporter: Reporter) -> None:
+    """Write the checkpoint of a run that begins with these weights, without training. The folder must be locked.
 
     Raises:
         FileError: it could not be written.
     """
+    first = task.trainer.init(dict(weights))
     loop = _TrainingLoop(task, data, folder, reporter, StopRequest(), None, first, None)
     try:
         loop.save()
@@ -380,19 +381,11 @@ class _TrainingLoop:
         folder, reporter = self.folder, self.reporter
         self.metrics = MetricsFile(folder.files, kept_bytes)
         self.settings = folder.settings()
-        was_read = False
-
-        def read() -> list[dict[str, Any]]:
-            nonlocal was_read
-            was_read = True
-            return read_records(folder.path, self.config, reporter.warn)
-
-        self.trackers = (
-            None
-            if self.trackers_of_caller is None
-            else open_trackers(folder.files, self.config, read, self.trackers_of_caller, reporter.warn)
-        )
-        if not was_read and self.metrics.has_lost_lines:
+        self.trackers = None
+        if self.trackers_of_caller is not None and (names_of(self.config) or self.trackers_of_caller):
+            entries = read_records(folder.path, self.config, reporter.warn)
+            self.trackers = open_trackers(folder.files, self.config, entries, self.trackers_of_caller, reporter.warn)
+        elif self.metrics.has_lost_lines:
             reporter.warn(f"{folder.metrics} lost lines that were written before the checkpoint")
         return self.metrics.has_lost_lines
 

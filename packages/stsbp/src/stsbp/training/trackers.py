@@ -123,29 +123,26 @@ class Trackers:
 def open_trackers(
     folder: OpenFolder,
     config: RunConfig,
-    read: Callable[[], list[dict[str, Any]]],
+    entries: Sequence[Mapping[str, Any]],
     functions: Sequence[OpenTracker],
     warn: Callable[[str], object],
-) -> Trackers | None:
-    """Begin to track a run, or continue; None if it has no trackers.
+) -> Trackers:
+    """Begin to track a run, or continue.
 
     Args:
         folder: folder of the run, which is locked.
         config: its settings, which name trackers.
-        read: reads its records so far.
+        entries: its records so far.
         functions: further functions that open trackers.
         warn: receives a warning for each tracker that fails.
     """
-    names = names_of(config)
-    if not names and not functions:
-        return None
-    run = TrackedRun(_identity(folder), folder.path.absolute().name, tracked_settings(config), tuple(read()))
+    run = TrackedRun(_identity(folder), folder.path.absolute().name, tracked_settings(config), tuple(entries))
     known: dict[str, OpenTracker] = {
         "tensorboard": lambda run: TensorBoard(folder, run.records),
         "wandb": open_wandb,
         "mlflow": open_mlflow,
     }
-    by_name = [(name, known[name] if name in known else partial(_open_user, name)) for name in names]
+    by_name = [(name, known[name] if name in known else partial(_open_user, name)) for name in names_of(config)]
     return Trackers(run, [*by_name, *((_name_of(function), function) for function in functions)], warn)
 
 

@@ -32,7 +32,7 @@ from stsbp.training.build import Data, Inputs, Task, build_task
 from stsbp.training.loop import import_checkpoint
 from stsbp.training.run_folder import RunFolder
 
-__all__ = ["Predicted", "Trained", "load_trained"]
+__all__ = ["Predicted", "Trained", "load_trained", "warn_of_contract"]
 
 
 @dataclass(frozen=True)
@@ -262,6 +262,16 @@ class Trained:
         return dataset.test
 
 
+def warn_of_contract(name: object, version: int, group: Group | None, warn: Callable[[str], object]) -> None:
+    """Warn, in one process, that a later version of the exact-arithmetic contract trained a network."""
+    if version > CONTRACT_VERSION and (group is None or group.leads):
+        warn(
+            f"{name} was trained under version {version} of the exact-arithmetic contract, but this stsbp computes "
+            f"under version {CONTRACT_VERSION}, so spikes may differ from those of the training. Update stsbp "
+            "(docs/exactness.md)"
+        )
+
+
 def load_trained(
     folder: RunFolder,
     name: str,
@@ -279,12 +289,7 @@ def load_trained(
     config = folder.read_config()
     saved = checkpoint.load_of(config, folder.path, name)
     record = checkpoint.trained_of(saved, folder.path, name)
-    if record.contract > CONTRACT_VERSION and (group is None or group.leads):
-        warn(
-            f"{folder.path} was trained under version {record.contract} of the exact-arithmetic contract, but this "
-            f"stsbp computes under version {CONTRACT_VERSION}, so spikes may differ from those of the training. Update "
-            "stsbp (docs/exactness.md)"
-        )
+    warn_of_contract(folder.path, record.contract, group, warn)
     # Older checkpoints lack the number of training samples. The updates of finished epochs then give the schedule.
     samples = record.samples or (record.step - record.batch) // max(1, record.epoch) * config.batch_size
     task = build_task(config, Inputs.of_record(record.inputs), backend, max(1, samples), group)
