@@ -18,7 +18,7 @@ from pathlib import Path
 __all__ = ["draw", "main", "sentences"]
 
 ROOT = Path(__file__).parents[1]
-GENERATED = {"docs/conformance.md"}
+GENERATED = {"docs/conformance.md", "docs/options.md"}
 FEWEST_WORDS = 6
 _NAMES = "stsbp|numpy|numba|torch|glibc|gloo|cuBLAS|cppcheck|norse|onnx|rockpool|sinabs|snntorch|spikingjelly|spyx"
 _END = re.compile(rf"(?<=[.!?])\s+(?=[A-Z*`\[\"(]|(?:{_NAMES})\b)")

@@ -147,14 +147,16 @@ class RunConfig(BaseModel):
     loss: str = Field(
         "van-rossum",
         description="Loss for output spikes: van-rossum, hamming or spike-count. Loss for a readout: cross-entropy or "
-        "cross-entropy-max. Give your own class as module:Class.",
+        "cross-entropy-max, or mse if targets are real numbers. Give your own class as module:Class.",
     )
     loss_model: str = Field("", description="Equations of your own loss. stsbp sets this option itself.")
     label_pattern: str = Field(
         "1", description="Pattern that the output neuron of the labelled class should repeat, for example 01."
     )
     undesired_pattern: str = Field("0", description="Pattern that all other output neurons should repeat.")
-    steps: int = Field(25, ge=1, le=100_000, description="Time steps T of a sample.")
+    steps: int = Field(
+        25, ge=1, le=100_000, description="Time steps T of a sample. sequences:PATH has those of its file."
+    )
     neuron: str = Field(
         "lif",
         description="Neuron model, for example lif, lif:reset=subtract or plif. Give your own class as module:Class.",
@@ -225,12 +227,17 @@ class RunConfig(BaseModel):
         0.0,
         ge=0,
         lt=1,
-        description="Increase initial weights until each layer has at least this many spikes per neuron and step. 0 "
-        "disables this.",
+        description="Increase initial weights until each layer has at least this many spikes per neuron and step, on "
+        "64 training samples. 0 disables this.",
     )
     epochs: int = Field(10, ge=1, le=10**9, description="Passes over the training samples.")
-    batch_size: int = Field(50, ge=1, le=10**9, description="Samples in one update.")
-    optimizer: Literal["adamw", "adam", "sgd"] = Field("adamw", description="Optimiser.")
+    batch_size: int = Field(
+        50, ge=1, le=10**9, description="Samples in one update. The last update of an epoch can have fewer."
+    )
+    optimizer: Literal["adamw", "adam", "sgd"] = Field(
+        "adamw",
+        description="Optimiser. The default of --lr suits adamw and adam; sgd usually needs a larger learning rate.",
+    )
     lr: float = Field(2e-3, gt=0, description="Peak learning rate.")
     delay_lr: float = Field(
         0.0, ge=0, description="Peak learning rate of learned delays, which are in steps; 0 means 100 times --lr."
@@ -272,13 +279,15 @@ class RunConfig(BaseModel):
         0,
         ge=0,
         lt=2**32,
-        description="Seed for the choice of test samples, validation samples, and the samples of --limit.",
+        description="Seed for the choice of test samples, validation samples, and the samples of --limit. Runs that "
+        "differ only in --seed use the same samples.",
     )
     limit: int = Field(
         0,
         ge=0,
         le=10**9,
-        description="Use this many training samples, including those of --validation. 0 uses all samples.",
+        description="Use this many training samples, including those of --validation, with as many of each class as "
+        "possible. 0 uses all samples.",
     )
     holdout: int = Field(
         0,
@@ -323,7 +332,8 @@ class RunConfig(BaseModel):
         0,
         ge=0,
         le=1024,
-        description="Shift each training sample at random, by up to this many pixels. 0 disables this.",
+        description="Shift each training sample at random, by up to this many pixels along both axes. The two axes of "
+        "spike trains are time and neurons. Every epoch draws new random numbers. 0 disables this.",
     )
     augment_flip: bool = Field(False, description="Flip a random half of the training samples from left to right.")
     augment_rotate: float = Field(
@@ -346,7 +356,8 @@ class RunConfig(BaseModel):
         0.0,
         ge=0,
         le=1024,
-        description="Distort each training sample smoothly at random, by up to this many pixels. 0 disables this.",
+        description="Distort each training sample smoothly at random, by up to this many pixels: random shifts of 4 x "
+        "4 points, and interpolated ones between them. 0 disables this.",
     )
     augment_cutout: int = Field(
         0,
@@ -367,18 +378,20 @@ class RunConfig(BaseModel):
         0,
         ge=0,
         le=MOST_THREADS,
-        description="Number of processor threads. 0 lets the numerical libraries choose.",
+        description="Number of processor threads. 0 lets the numerical libraries choose. In fast precision, the last "
+        "bits of the results depend on it.",
     )
     memory: Literal["full", "low"] = Field(
         "full",
         description="--memory low needs less memory than --memory full, but is slower, because it computes a batch in "
-        "parts.",
+        "parts of up to 32 MiB. In reproducible precision, the results have the same bits.",
     )
     micro_batch: int = Field(
         0,
         ge=0,
         le=10**9,
-        description="Compute this many samples of a batch at a time, to save memory. 0 lets --memory decide.",
+        description="Compute this many samples of a batch at a time, to save memory. The whole batch still makes one "
+        "update. 0 lets --memory decide.",
     )
     tensorboard: bool = Field(
         False, description="Also write TensorBoard files into the run's folder, as --track tensorboard does."
@@ -567,7 +580,7 @@ SECTIONS: Mapping[str, tuple[str, ...]] = MappingProxyType(
         ),
     }
 )
-"""All settings except the data set, in the sections and the order of docs/cli.md."""
+"""All settings except the data set, in the sections and the order of `stsbp train --help`."""
 
 _ALIASES = {"learning_rate": "lr", "learning-rate": "lr", "optimiser": "optimizer"}
 """Names of settings elsewhere, which a message replaces."""

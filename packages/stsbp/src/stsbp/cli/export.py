@@ -19,7 +19,10 @@ __all__ = ["command"]
 @click.argument("run", type=PathName(path_type=Path))
 @click.option("--to", "form", required=True, type=Choice(list(FORMS)), help="Format to write.")
 @click.option(
-    "--out", required=True, type=PathName(path_type=Path), help="File to write. For --to c and --to hub, a folder."
+    "--out",
+    required=True,
+    type=PathName(path_type=Path),
+    help="File to write. For --to c and --to hub, a folder. An earlier export in the same format is replaced.",
 )
 @checkpoint_option()
 @click.option(

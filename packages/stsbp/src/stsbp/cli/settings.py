@@ -1,4 +1,4 @@
-"""The settings of a run as options, in the sections of docs/cli.md, with completion and suggestions."""
+"""The settings of a run as options, in the sections of docs/options.md, with completion and suggestions."""
 
 from __future__ import annotations
 

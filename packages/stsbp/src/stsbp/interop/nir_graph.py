@@ -206,7 +206,7 @@ class _NirExporter:
 
     def delay(self, steps: AnyArray, shape: Shape) -> ExportedNode:
         """The node that delays values of `shape` by whole numbers of steps: one for all, or one for each channel."""
-        self.notes.append("no importer in the table of docs/deploy.md reads Delay")
+        self.notes.append("no importer that stsbp nir-check knows reads Delay")
         by_channel = steps.reshape(-1, *[1] * (len(shape) - 1))
         return ExportedNode("Delay", {"delay": np.broadcast_to(by_channel, shape) * self.form.dt})
 
@@ -430,7 +430,7 @@ class _NirExporter:
             "v_leak": np.zeros(shape),
         }
         if isinstance(model, Readout):
-            self.notes.append("no importer in the table of docs/deploy.md reads CubaLI")
+            self.notes.append("no importer that stsbp nir-check knows reads CubaLI")
             return ExportedNode("CubaLI", numbers)
         if np.unique(leaks).size > 1:
             self.notes.append(f"{name}: its neurons differ in tau_mem, which spikingjelly refuses")
