@@ -25,6 +25,13 @@ ROOT = Path(__file__).parents[1]
 FOLDERS = ROOT / "packages/stsbp-models/src/stsbp_models"
 PAGE = ROOT / "docs/models.md"
 LICENCE = "apache-2.0"
+REMARKS = {
+    "nmnist": "They are the recordings 1 to 1,000 of the training samples of N-MNIST, of which `stsbp` holds out a "
+    "tenth to test on. With all recordings, the command gives other weights.",
+    "fsdd": "They are the recordings 2 to 49 of each digit and speaker, of which those below 5 are for testing. With "
+    "all recordings from 0 to 49, the command gives other weights.",
+}
+"""What the cards say about data of which the training had only a part."""
 BEGIN, END = "<!-- table of tools/models.py -->\n", "<!-- end of the table -->\n"
 
 
@@ -32,8 +39,16 @@ def write(run: Path, folder: Path) -> list[str]:
     """Write the network of a run as the folder of a model. Returns the messages to print."""
     trained = load_trained(RunFolder(run), "last", NumpyBackend())
     metrics = read_records(run, trained.settings)
-    reference = f"model:{folder.name}"
-    return write_folder(trained, folder, folder.name, metrics, license=LICENCE, packed=True, reference=reference)
+    return write_folder(
+        trained,
+        folder,
+        folder.name,
+        metrics,
+        license=LICENCE,
+        packed=True,
+        reference=f"model:{folder.name}",
+        remark=REMARKS.get(folder.name, ""),
+    )
 
 
 def table(folders: Path = FOLDERS) -> str:

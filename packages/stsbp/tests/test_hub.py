@@ -27,7 +27,7 @@ from stsbp.errors import CheckpointError, ConfigError, StsbpError
 from stsbp.hub import download
 from stsbp.hub.card import wilson_interval
 from stsbp.hub.download import push_folder, read_hub
-from stsbp.hub.folder import read_folder
+from stsbp.hub.network import read_folder
 from stsbp_spec.registry import installed_backends
 
 Command = Callable[..., Result]
@@ -311,7 +311,9 @@ def _settings(**changes: Any) -> Callable[[dict[str, Any]], object]:
     [
         (lambda values: values.clear(), "does not describe a network of stsbp"),
         (lambda values: values.update(library_name="transformers"), "does not describe a network of stsbp"),
-        (lambda values: values.update(format=2), "format 2, but this stsbp reads format 1"),
+        (lambda values: values.update(format=3), "format 3, but this stsbp reads the formats 1 and 2"),
+        (lambda values: values.update(format=[]), "this stsbp reads the formats 1 and 2"),
+        (lambda values: values.update(format=2), "its field packed does not fit this format"),
         (lambda values: values.update(settings=[1]), "settings"),
         (lambda values: values.update(step="4"), "step"),
         (lambda values: values.update(step=-1), "step"),

@@ -32,7 +32,9 @@ def wilson_interval(share: float, samples: int) -> tuple[float, float]:
     return max(0.0, centre - half), min(1.0, centre + half)
 
 
-def model_card(trained: Trained, name: str, values: Mapping[str, Any], license: str, reference: str) -> str:
+def model_card(
+    trained: Trained, name: str, values: Mapping[str, Any], license: str, reference: str, remark: str = ""
+) -> str:
     """The text of `README.md`.
 
     Args:
@@ -41,6 +43,7 @@ def model_card(trained: Trained, name: str, values: Mapping[str, Any], license: 
         values: the values of `config.json`.
         license: identifier of the licence; empty: none is stated.
         reference: how commands name the network: `hub:...` or `model:...`.
+        remark: sentences about the data; empty: none.
     """
     config, inputs = trained.settings, trained.task.inputs
     title = _inline(name)
@@ -101,7 +104,7 @@ def model_card(trained: Trained, name: str, values: Mapping[str, Any], license: 
         _command(config, values["settings"], packed="packed" in values),
         "```",
         "",
-        *_about_command(values),
+        *_about_command(values, remark),
         "",
     ]
     return "\n".join(lines)
@@ -113,7 +116,7 @@ def _of_data(dataset: str) -> str:
     return f"; the data have the licence {licence}, and are not in this folder" if licence else ""
 
 
-def _about_command(values: Mapping[str, Any]) -> list[str]:
+def _about_command(values: Mapping[str, Any], remark: str) -> list[str]:
     """What the command of the training needs, and how its weights are compared."""
     counts = {split: values["contents"].get(f"number of the {split} samples") for split in ("train", "test")}
     text = ["These commands are made" if "packed" in values else "This command is made"]
@@ -121,6 +124,7 @@ def _about_command(values: Mapping[str, Any]) -> list[str]:
     # A folder that anybody wrote may have been read and exported again.
     if all(count is not None and count.isdecimal() and len(count) < 16 for count in counts.values()):
         text[0] += f" The data were {counts['train']} training samples and {counts['test']} test samples."
+    text[0] += f" {remark}" if remark else ""
     if "packed" in values:
         text += [
             "",
@@ -148,16 +152,19 @@ def result_text(test: Mapping[str, Any] | None) -> str:
 
 
 def _test(test: Mapping[str, Any] | None) -> list[str]:
-    """The last test of the weights, as sentences."""
+    """The last test of the weights, as a sentence."""
     if test is None:
         return ["These weights were not tested during the training."]
+    samples = int(test["samples"])
+    if test.get("accuracy") is not None and samples:
+        low, high = wilson_interval(test["accuracy"], samples)
+        return [
+            f"Accuracy {test['accuracy']:.2%} on {samples} test samples (95 % confidence interval of Wilson "
+            f"{low:.2%} to {high:.2%}, for one training with one seed)."
+        ]
     result = result_text(test)
-    text = f"{result[0].upper()}{result[1:]}."
-    if test.get("accuracy") is not None:
-        text += " In parentheses: the 95 % confidence interval of Wilson, for one training with one seed."
-    elif test.get("f1") is not None:
-        text += " The figures are those of the spike times."
-    return [text]
+    of_spikes = " The figures are those of the spike times." if result.startswith("precision") else ""
+    return [f"{result[0].upper()}{result[1:]}.{of_spikes}"]
 
 
 def _command(config: RunConfig, settings: Mapping[str, Any], *, packed: bool) -> str:

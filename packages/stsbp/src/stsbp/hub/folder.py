@@ -56,6 +56,7 @@ def write_folder(
     license: str = "",
     packed: bool = False,
     reference: str = "hub:OWNER/NAME@COMMIT",
+    remark: str = "",
 ) -> list[str]:
     """Write a network as a folder. Returns the messages to print.
 
@@ -67,6 +68,7 @@ def write_folder(
         license: licence of the weights, for the card; empty: none is stated.
         packed: whether the weights are rounded to their grids, and stored as integers in fewer bytes.
         reference: how commands name the network, for the card.
+        remark: sentences about the data, for the card.
 
     Raises:
         FileError: a file cannot be written, or is there already and no export of stsbp wrote it.
@@ -95,7 +97,7 @@ def write_folder(
     if tensors is not None:
         values["packed"] = tensors
     text = json.dumps(values, indent=1, allow_nan=False) + "\n"
-    card = model_card(trained, name, values, license, reference)
+    card = model_card(trained, name, values, license, reference, remark)
     files = {FORMATS[values["format"]]: data, CARD: card.encode(), CONFIG: text.encode()}
     with locked_folder(out):
         # Everything is checked before the first file is written. config.json comes last, because it makes the others
