@@ -26,8 +26,8 @@ FOLDERS = ROOT / "packages/stsbp-models/src/stsbp_models"
 PAGE = ROOT / "docs/models.md"
 LICENCE = "apache-2.0"
 REMARKS = {
-    "nmnist": "They are the recordings 1 to 1,000 of the training samples of N-MNIST, of which `stsbp` holds out a "
-    "tenth to test on. With all recordings, the command gives other weights.",
+    "nmnist": "They are the recordings 1 to 1,000 of the training samples of N-MNIST, of which `stsbp` holds out 100 "
+    "to test on. With all recordings, the command gives other weights.",
     "fsdd": "They are the recordings 2 to 49 of each digit and speaker, of which those below 5 are for testing. With "
     "all recordings from 0 to 49, the command gives other weights.",
 }

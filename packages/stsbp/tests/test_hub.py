@@ -24,7 +24,6 @@ import stsbp as stsbp_api
 from click.testing import Result
 from stsbp.config import SettingsSource, resolve
 from stsbp.errors import CheckpointError, ConfigError, StsbpError
-from stsbp.hub import download
 from stsbp.hub.card import wilson_interval
 from stsbp.hub.download import push_folder, read_hub
 from stsbp.hub.network import read_folder
@@ -439,4 +438,3 @@ def test_help_imports_no_library_of_the_hub() -> None:
     code = "import sys, stsbp.cli.evaluate, stsbp.cli.export; print('huggingface_hub' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"
-    assert download.is_hub("hub:x")

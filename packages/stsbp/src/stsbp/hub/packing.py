@@ -11,9 +11,9 @@ form of the weights whose SHA-256 is compared.
 from __future__ import annotations
 
 import json
-import lzma
 import math
 import struct
+import zlib
 from collections.abc import Mapping
 from typing import Any
 
@@ -29,7 +29,7 @@ from stsbp.records import PackedTensor
 __all__ = ["MAGIC", "on_grids", "pack", "safetensors_bytes", "unpack", "unpacked_size"]
 
 MAGIC = b"stsbp packed weights\n"
-"""The first bytes of a packed file. The others are in the format xz."""
+"""The first bytes of a packed file. The others are compressed by zlib."""
 _FINEST, _COARSEST = 126, -112
 """Exponents of the units of packed integers. Every unit is a normal float32 number, and so is 2^15 of the largest."""
 _LARGEST = 2**15 - 1
@@ -92,7 +92,7 @@ def pack(weights: Mapping[str, Float32]) -> tuple[bytes, dict[str, dict[str, Any
         by_byte = np.frombuffer(stored.tobytes(), np.uint8).reshape(-1, stored.itemsize).T
         planes.append(np.ascontiguousarray(by_byte).tobytes())
         tensors[name] = {"shape": list(x.shape), "exponent": q}
-    return MAGIC + lzma.compress(b"".join(planes), format=lzma.FORMAT_XZ, preset=9), tensors
+    return MAGIC + zlib.compress(b"".join(planes), 9), tensors
 
 
 def _bytes_of(tensor: PackedTensor) -> int:
@@ -113,10 +113,10 @@ def unpack(data: bytes, tensors: Mapping[str, PackedTensor]) -> dict[str, Float3
     size = sum(map(_bytes_of, tensors.values()))
     if not data.startswith(MAGIC):
         raise ValueError("they do not begin as packed weights of stsbp")
-    decompressor = lzma.LZMADecompressor(lzma.FORMAT_XZ, memlimit=2**28)
+    decompressor = zlib.decompressobj()
     try:
-        content = decompressor.decompress(data[len(MAGIC) :], max_length=size + 1)
-    except lzma.LZMAError as error:
+        content = decompressor.decompress(data[len(MAGIC) :], size + 1)
+    except zlib.error as error:
         raise ValueError(f"they cannot be unpacked: {error}") from error
     if len(content) != size or not decompressor.eof or decompressor.unused_data:
         raise ValueError(f"they do not unpack into the {size:,} bytes of the tensors")

@@ -45,8 +45,8 @@ MOST_ENVIRONMENT = 64 * MEGABYTE
 """Largest size of `environment.json` in bytes. One start has about a thousand bytes."""
 
 _PACKAGES = (
-    *("stsbp", "stsbp-spec", "stsbp-cpu", "stsbp-torch", "stsbp-cupy", "stsbp-jax", "numpy", "safetensors"),
-    *("torch", "numba", "triton", "jax", "jaxlib", "cupy-cuda12x", "cupy-cuda13x"),
+    *("stsbp", "stsbp-spec", "stsbp-cpu", "stsbp-torch", "stsbp-cupy", "stsbp-jax", "stsbp-models", "numpy"),
+    *("safetensors", "torch", "numba", "triton", "jax", "jaxlib", "cupy-cuda12x", "cupy-cuda13x"),
 )
 _FIXED = r"config\.toml|environment\.json|metrics\.jsonl|energy\.json|tracking\.json|study\.json|(last|best)\.json"
 """Names that other programs use as well, as a regular expression."""
