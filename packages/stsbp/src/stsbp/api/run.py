@@ -15,6 +15,7 @@ from stsbp_spec.validation import integer, shown
 
 from stsbp.api.calls import flag, in_python, opened, path_of
 from stsbp.api.progress import ProgressArgument, reporter_for, warn_caller
+from stsbp.config import is_named
 from stsbp.datasets.arrays import ARRAYS, GivenData, given_data
 from stsbp.energy.stored import store_energy
 from stsbp.errors import CheckpointError, ConfigError
@@ -293,6 +294,8 @@ def read_run(
             raise CheckpointError(
                 f"a run is the path of its folder, such as 'runs/digits', got {shown(run)}"
             ) from error
+        if is_named(str(run)):
+            raise CheckpointError(f"{shown(str(run))} has no folder of a run; use stsbp.load_hub")
         folder.read_config()
         given = None if data is None else given_data(data)
         return opened_run(folder, checkpoint, opened(backend, device), given)
