@@ -121,7 +121,7 @@ def _built(folder: Path, host: str = "stsbp.example") -> Path:
 def test_whole_wheels_pass_and_reserved_urls_are_not_released(tmp_path: Path) -> None:
     assert check_dist.problems(_built(tmp_path)) == []
     complaints = check_dist.problems(tmp_path, release=True)
-    assert len(complaints) == 7
+    assert len(complaints) == 8
     assert all("reserved name .example" in line for line in complaints)
     assert check_dist.problems(_built(tmp_path, host="stsbp.org"), release=True) == []
 

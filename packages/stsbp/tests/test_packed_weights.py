@@ -24,7 +24,7 @@ def through(weights: dict[str, Float32]) -> dict[str, Float32]:
 
 @given(
     st.lists(st.floats(width=32, allow_nan=False, allow_infinity=False), max_size=8),
-    st.integers(-130, 130),
+    st.integers(-112, 126),
     st.lists(st.integers(-(2**15), 2**15), max_size=8),
 )
 def test_every_number_comes_back_with_its_bits(numbers: list[float], exponent: int, integers: list[int]) -> None:

@@ -507,8 +507,8 @@ def is_named(text: str) -> bool:
 
 def _absolute(key: str, value: str) -> str:
     if key == "init_from" and is_named(value):
-        path = value.removeprefix(HUB)
-        return HUB + _absolute("data_dir", path) if value.startswith(HUB) and os.path.isdir(path) else value
+        folder = value.removeprefix(HUB)
+        return HUB + _absolute("data_dir", folder) if value.startswith(HUB) and os.path.isdir(folder) else value
     if key == "init_from" and value:
         path, name = split_start(value)
         return f"{_absolute('data_dir', str(path))}:{name}"
