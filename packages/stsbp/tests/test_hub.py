@@ -111,6 +111,7 @@ def test_card_says_task_test_and_licence(exported: Path, tmp_path: Path, records
     command = next(line for line in card.splitlines() if line.startswith("stsbp train digits"))
     words = command.split()[3:]
     again = {words[i][2:].replace("-", "_"): words[i + 1] for i in range(0, len(words), 2)}
+    assert again.pop("out") == "RUN"
     config = stsbp_api.load_run(tmp_path / "run").settings
     texts = {key: str(value) for key, value in config.model_dump().items()}
     assert {key: texts[key] for key in again} == again
@@ -468,6 +469,10 @@ def test_every_command_reads_a_folder(folder: Path, stsbp: Command, tmp_path: Pa
     page = (tmp_path / f"{folder.name}.html").read_text()
     assert f"<h1>{folder.name}</h1>" in page
     assert "Samples read" in page
+    # There is no folder of a run to repeat, to look into, or to train in.
+    assert "To train the network again:</p><pre>stsbp train digits --net 12" in page
+    for missing in ("config.toml", "environment.json", "Learning"):
+        assert missing not in page
     test = json.loads((folder / "config.json").read_text())["test"]
     assert f"{test['accuracy']:.2%}" in page
     for name in ("evaluate", "predict", "report"):

@@ -149,7 +149,7 @@ def command(
         neurobench=neurobench,
     )
     source = Source.of(run, checkpoint)
-    config = source.settings
+    config, name = source.settings, run if source.run is None else str(source.run.path)
     request.check(config)
     if on is None:
         source.check_data("name the samples with --on")
@@ -159,7 +159,7 @@ def command(
     backend = choose_backend(options, rendezvous)
     with join(backend, rendezvous, rank_timeout) as group:
         options_of_command = {
-            "run": run,
+            "run": name,
             "checkpoint": checkpoint,
             "split": split,
             "on": on,
@@ -181,7 +181,7 @@ def command(
     if energy and on is None and source.run is not None:
         store_energy(source.run.path, evaluated.record, trained.info["sha256"], say_warning)
     if as_json:
-        click.echo(json.dumps({"run": run, "checkpoint": checkpoint, **evaluated.record}))
+        click.echo(json.dumps({"run": name, "checkpoint": checkpoint, **evaluated.record}))
         return
     title, inputs = split if on is None else on, trained.task.inputs
     evaluation, tolerance = evaluated.evaluation, evaluated.tolerance

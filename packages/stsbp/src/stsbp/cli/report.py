@@ -60,7 +60,8 @@ def command(
     trained = source.trained(choose_backend(options), say_warning)
     reporter = choose_reporter()
     if source.run is None:
-        origin = Origin(source.path, records=source.records(reporter.warn))
+        records = source.records(reporter.warn)
+        origin = Origin(source.path, records=records, training_command=source.training_command)
     else:
         origin = Origin.of_run(source.run, checkpoint, trained, reporter.warn)
     write_report(trained, origin, path, request, reporter)

@@ -14,10 +14,14 @@ from stsbp.hub.license import check_license
 from stsbp.training.regression_text import errors_text
 from stsbp.training.trained import Trained
 
-__all__ = ["model_card", "result_text", "wilson_interval"]
+__all__ = ["model_card", "result_text", "training_command", "wilson_interval"]
 
 _Z = 1.959963984540054
 """97.5th percentile of the normal distribution, for intervals of 95 %."""
+
+
+_PACKING = "stsbp export RUN --to hub --packed --out RUN-hub"
+"""The command that rounds the weights of the run, so that their SHA-256 can be compared."""
 
 
 def wilson_interval(share: float, samples: int) -> tuple[float, float]:
@@ -101,7 +105,8 @@ def model_card(
         "## Training",
         "",
         "```sh",
-        _command(config, values["settings"], packed="packed" in values),
+        training_command(config, values["settings"]),
+        *([_PACKING] if "packed" in values else []),
         "```",
         "",
         *_about_command(values, remark),
@@ -167,10 +172,12 @@ def _test(test: Mapping[str, Any] | None) -> list[str]:
     return [f"{result[0].upper()}{result[1:]}.{of_spikes}"]
 
 
-def _command(config: RunConfig, settings: Mapping[str, Any], *, packed: bool) -> str:
+def training_command(config: RunConfig, settings: Mapping[str, Any]) -> str:
     """`stsbp train` with the settings that are not the default ones of the data set.
 
-    For `packed` weights also the command that rounds them, so that their SHA-256 can be compared.
+    Args:
+        config: all settings.
+        settings: those of `config.json`, without paths.
     """
     usual = resolve([SettingsSource("", {"dataset": config.dataset})]).model_dump()
     words = ["stsbp", "train", str(settings["dataset"])]
@@ -182,10 +189,7 @@ def _command(config: RunConfig, settings: Mapping[str, Any], *, packed: bool) ->
             words.append(flag if value else f"--no-{flag[2:]}")
         else:
             words += [flag, str(value)]
-    if not packed:
-        return shlex.join(words)
-    export = ["stsbp", "export", "RUN", "--to", "hub", "--packed", "--out", "RUN-hub"]
-    return f"{shlex.join([*words, '--out', 'RUN'])}\n{shlex.join(export)}"
+    return shlex.join([*words, "--out", "RUN"])
 
 
 def _inline(text: str) -> str:

@@ -12,7 +12,8 @@ from stsbp_spec.engine.backend import AbstractBackend
 from stsbp.config import RunConfig, is_named
 from stsbp.datasets.registry import named_path
 from stsbp.errors import ConfigError, printable
-from stsbp.hub.folder import trained_on
+from stsbp.hub.card import training_command
+from stsbp.hub.folder import hub_settings, trained_on
 from stsbp.hub.network import HubNetwork
 from stsbp.hub.references import read_network
 from stsbp.processes.group import Group
@@ -95,6 +96,11 @@ class Source:
         known = self.network.info["contents"]
         digests = {key: digest for key, digest in data.contents.items() if key.startswith(("inputs of", "number of"))}
         return all(known.get(key) == digest for key, digest in digests.items())
+
+    @property
+    def training_command(self) -> str:
+        """The command that trains a network that is none of a run, without paths."""
+        return training_command(self.settings, hub_settings(self.settings))
 
     def check_data(self, option: str) -> None:
         """Check that the data of the network have a name by which they can be loaded.

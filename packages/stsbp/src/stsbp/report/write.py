@@ -77,6 +77,7 @@ class Origin:
         records: lines of metrics.
         starts: entries of the environment file.
         energy: the stored energy of the checkpoint; None: there is none.
+        training_command: the command that trains a network that is none of a run; empty: it is that of a run.
     """
 
     path: Path
@@ -84,6 +85,7 @@ class Origin:
     records: Sequence[Mapping[str, Any]] = ()
     starts: Sequence[Mapping[str, Any]] = ()
     energy: Mapping[str, Any] | None = None
+    training_command: str = ""
 
     @classmethod
     def of_run(cls, folder: RunFolder, checkpoint: str, trained: Trained, warn: Callable[[str], object]) -> Origin:
@@ -128,7 +130,7 @@ def _content(trained: Trained, origin: Origin) -> Content:
     content = Content(origin.path, trained.settings, task.network, origin.records, origin.starts, trained.names)
     checkpoint = f"checkpoint {origin.checkpoint}" if origin.checkpoint else f"network {origin.path}"
     content.checkpoint = f"{checkpoint} ({info['epoch']} complete epochs, update {info['step']})"
-    content.energy = origin.energy
+    content.energy, content.training_command = origin.energy, origin.training_command
     content.grids = {
         projection.name: {"bits": grid.bits, "headroom": grid.headroom}
         for projection in task.network.graph.projections
