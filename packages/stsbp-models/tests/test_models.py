@@ -225,6 +225,9 @@ def test_unknown_names_are_told(stsbp: Callable[..., Result]) -> None:
             "there is no model 'mnits' (did you mean mnist?); the models are fashion-mnist, fsdd, mnist" in done.output
         )
     assert "leave --checkpoint out" in stsbp("evaluate", "model:mnist", "--checkpoint", "best").output
+    # Commands that read more than a network say so.
+    for command in (("compare", "model:mnist"), ("convert", "model:mnist", "--psp-gain", "unit", "--out", "copy")):
+        assert "this command needs the folder of a run" in stsbp(*command).output, command
     with pytest.raises(ConfigError, match=r"there is no model '\.\./mnist'"):
         stsbp_api.load_hub("model:../mnist", backend="numpy")
     with pytest.raises(CheckpointError, match=r"stsbp\.load_hub"):
