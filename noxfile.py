@@ -29,6 +29,7 @@ nox.options.sessions = ["lint", "typing", "tests"]
 
 ROOT = Path(__file__).parent
 SPEC, CLI, CONFORMANCE = "packages/stsbp-spec", "packages/stsbp", "conformance"
+MODELS = "packages/stsbp-models"
 SUITE = f"{CONFORMANCE}/tests/test_suite.py"
 BACKENDS = {name: f"packages/stsbp-{name}" for name in ("cpu", "torch", "jax", "cupy")}
 TORCH = (BACKENDS["cpu"], BACKENDS["torch"])
@@ -126,8 +127,8 @@ def extras(folder: str, folders: Sequence[str]) -> tuple[str, ...]:
 
 
 def everything(session: nox.Session) -> list[str]:
-    """Folders of all packages; backends and the suite only where this checkout has them."""
-    folders = [SPEC, CLI, *BACKENDS.values(), CONFORMANCE]
+    """Folders of all packages; models, backends and the suite only where this checkout has them."""
+    folders = [SPEC, CLI, MODELS, *BACKENDS.values(), CONFORMANCE]
     present = [folder for folder in folders if (ROOT / folder / "pyproject.toml").is_file()]
     if missing := [folder for folder in folders if folder not in present]:
         session.warn(f"not in this checkout: {', '.join(missing)}")

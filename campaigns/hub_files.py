@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 from stsbp.hub.export import write_run
-from stsbp.hub.folder import read_folder
+from stsbp.hub.network import read_folder
 from stsbp.training.run_folder import RunFolder
 from stsbp.training.trained import load_trained
 from stsbp_spec.registry import open_backend
@@ -29,7 +29,7 @@ from campaigns.worlds import World
 
 __all__ = ["HUB_FILES"]
 
-_CONFIG, _WEIGHTS = "config.json", "model.safetensors"
+_CONFIG, _WEIGHTS, _PACKED = "config.json", "model.safetensors", "model.packed"
 _RUNS = ("pictures", "recordings", "rasters")
 _HOSTILE: tuple[tuple[str, Any], ...] = (
     ("neuron", f"{EVIL}:E"),
@@ -49,25 +49,29 @@ _HOSTILE: tuple[tuple[str, Any], ...] = (
 
 
 @cache
-def _exported(root: Path, run: str) -> dict[str, bytes]:
-    """The files of an exported run of the world."""
+def _exported(root: Path, run: str, weights: str) -> dict[str, bytes]:
+    """The files of an exported run of the world. `weights` is the file of its weights."""
     folder = root.parent / f"exported-{run}"
     shutil.rmtree(folder, ignore_errors=True)
     source = root / "work" / "runs" / run
-    write_run(load_trained(RunFolder(source), "last", open_backend("numpy")), source, folder)
-    files = {name: (folder / name).read_bytes() for name in (_CONFIG, _WEIGHTS)}
+    write_run(
+        load_trained(RunFolder(source), "last", open_backend("numpy")), run, folder, (), packed=weights == _PACKED
+    )
+    files = {name: (folder / name).read_bytes() for name in (_CONFIG, weights)}
     shutil.rmtree(folder)
     return files
 
 
 class HubFolders(Kind):
-    """Folders with `config.json` and `model.safetensors`, damaged before or after the digest is made."""
+    """Folders with `config.json` and weights, packed or not, damaged before or after the digest is made."""
 
     name, weight = "hub", 0.02
 
     def make(self, rng: random.Random, world: World) -> Case:
-        files, how = dict(_exported(world.root, rng.choice(_RUNS))), dict[str, Any]()
-        damage = rng.choice(("none", "json", "settings", "bytes", "header", "values", "pickle", "link"))
+        weights, how = rng.choice((_WEIGHTS, _WEIGHTS, _PACKED)), dict[str, Any]()
+        files = dict(_exported(world.root, rng.choice(_RUNS), weights))
+        kinds = ("none", "json", "settings", "bytes", "pickle", "link")
+        damage = rng.choice((*kinds, "tensors") if weights == _PACKED else (*kinds, "header", "values"))
         values = json.loads(files[_CONFIG])
         if damage == "json":
             values = mutated_json(rng, values)
@@ -75,20 +79,23 @@ class HubFolders(Kind):
             key, value = rng.choice(_HOSTILE)
             values["settings"][key] = value
             how["refuse"] = f"its setting {key} reads a file or imports a module"
+        elif damage == "tensors":
+            tensor = values["packed"][rng.choice(list(values["packed"]))]
+            tensor[rng.choice(list(tensor))] = rng.choice((None, [2**30, 2**30], [-1], [], 2**40, -113, 127, 0.5))
         elif damage == "bytes":
-            files[_WEIGHTS] = mutated_bytes(rng, files[_WEIGHTS])
+            files[weights] = mutated_bytes(rng, files[weights])
         elif damage == "header":
             files[_WEIGHTS] = _other_header(rng, files[_WEIGHTS])
         elif damage == "values":
             files[_WEIGHTS] = _other_values(rng, files[_WEIGHTS])
             how["refuse"] = "a weight is not finite"
         elif damage == "pickle":
-            files[_WEIGHTS] = pickle.dumps(os.getcwd)
+            files[weights] = pickle.dumps(os.getcwd)
             how["refuse"] = "its weights are a pickle"
         elif damage == "link":
-            how |= {"link": rng.choice((_CONFIG, _WEIGHTS)), "to": rng.choice(("file", "zero", "pipe", "loop"))}
+            how |= {"link": rng.choice((_CONFIG, weights)), "to": rng.choice(("file", "zero", "pipe", "loop"))}
             how["refuse"] = "a file is a link that leads out of the folder, or no file"
-        if isinstance(values, dict) and damage != "json" and rng.random() < 0.9:
+        if isinstance(values, dict) and damage != "json" and weights == _WEIGHTS and rng.random() < 0.9:
             values["sha256"] = hashlib.sha256(files[_WEIGHTS]).hexdigest()
         if damage in ("settings", "json"):
             files[_CONFIG] = json_bytes(rng, values) if damage == "json" else json.dumps(values).encode()

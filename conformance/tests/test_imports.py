@@ -17,6 +17,7 @@ ALLOWED = {
     "stsbp_jax": {"stsbp_spec", "stsbp_cpu"},
     "stsbp_cupy": {"stsbp_spec"},
     "stsbp": {"stsbp_spec"},
+    "stsbp_models": set[str](),
     "stsbp_conformance": {"stsbp_spec"},
 }
 """Packages of the project that each may import."""

@@ -45,8 +45,8 @@ def checkout(tmp_path: Path) -> Path:
 
 def test_every_copy_in_this_checkout_follows() -> None:
     assert version.problems(ROOT) == []
-    # Seven packages, a pin of the spec in six and of the kernels in two, three extras, the citation.
-    assert len(list(version.copies(ROOT))) == 7 + 6 + 2 + 3 + 1
+    # Eight packages, a pin of the spec in six and of the kernels in two, four extras, the citation.
+    assert len(list(version.copies(ROOT))) == 8 + 6 + 2 + 4 + 1
 
 
 def test_a_new_version_is_written_into_every_copy(checkout: Path) -> None:
@@ -110,7 +110,7 @@ def _built(folder: Path, host: str = "stsbp.example") -> Path:
         with zipfile.ZipFile(folder / f"{name}-{number}-py3-none-any.whl", "w") as wheel:
             wheel.writestr(f"{name}-{number}.dist-info/METADATA", text)
             wheel.writestr(f"{name}-{number}.dist-info/licenses/LICENSE", "")
-            for file in ("__init__.py", "py.typed", "k.cu", "k.cuh", "k.h"):
+            for file in ("__init__.py", "py.typed", "k.cu", "k.cuh", "k.h", "m.packed", "config.json", "README.md"):
                 wheel.writestr(f"{name}/{file}", "")
         with tarfile.open(folder / f"{name}-{number}.tar.gz", "w:gz") as sdist:
             for file in ("LICENSE", "pyproject.toml", "README.md"):
@@ -121,7 +121,7 @@ def _built(folder: Path, host: str = "stsbp.example") -> Path:
 def test_whole_wheels_pass_and_reserved_urls_are_not_released(tmp_path: Path) -> None:
     assert check_dist.problems(_built(tmp_path)) == []
     complaints = check_dist.problems(tmp_path, release=True)
-    assert len(complaints) == 7
+    assert len(complaints) == 8
     assert all("reserved name .example" in line for line in complaints)
     assert check_dist.problems(_built(tmp_path, host="stsbp.org"), release=True) == []
 

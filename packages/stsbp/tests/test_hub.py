@@ -24,10 +24,10 @@ import stsbp as stsbp_api
 from click.testing import Result
 from stsbp.config import SettingsSource, resolve
 from stsbp.errors import CheckpointError, ConfigError, StsbpError
-from stsbp.hub import download
 from stsbp.hub.card import wilson_interval
 from stsbp.hub.download import push_folder, read_hub
-from stsbp.hub.folder import read_folder
+from stsbp.hub.network import read_folder
+from stsbp.training.tracking import tracked_settings
 from stsbp_spec.registry import installed_backends
 
 Command = Callable[..., Result]
@@ -111,6 +111,7 @@ def test_card_says_task_test_and_licence(exported: Path, tmp_path: Path, records
     command = next(line for line in card.splitlines() if line.startswith("stsbp train digits"))
     words = command.split()[3:]
     again = {words[i][2:].replace("-", "_"): words[i + 1] for i in range(0, len(words), 2)}
+    assert again.pop("out") == "RUN"
     config = stsbp_api.load_run(tmp_path / "run").settings
     texts = {key: str(value) for key, value in config.model_dump().items()}
     assert {key: texts[key] for key in again} == again
@@ -311,7 +312,9 @@ def _settings(**changes: Any) -> Callable[[dict[str, Any]], object]:
     [
         (lambda values: values.clear(), "does not describe a network of stsbp"),
         (lambda values: values.update(library_name="transformers"), "does not describe a network of stsbp"),
-        (lambda values: values.update(format=2), "format 2, but this stsbp reads format 1"),
+        (lambda values: values.update(format=3), "format 3, but this stsbp reads the formats 1 and 2"),
+        (lambda values: values.update(format=[]), "this stsbp reads the formats 1 and 2"),
+        (lambda values: values.update(format=2), "its field packed does not fit this format"),
         (lambda values: values.update(settings=[1]), "settings"),
         (lambda values: values.update(step="4"), "step"),
         (lambda values: values.update(step=-1), "step"),
@@ -437,4 +440,139 @@ def test_help_imports_no_library_of_the_hub() -> None:
     code = "import sys, stsbp.cli.evaluate, stsbp.cli.export; print('huggingface_hub' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"
-    assert download.is_hub("hub:x")
+
+
+@pytest.fixture(params=[False, True], ids=["float32", "packed"])
+def folder(request: pytest.FixtureRequest, exported: Path, stsbp: Command, tmp_path: Path) -> Path:
+    """The exported folder, with weights of both forms."""
+    if not request.param:
+        return exported
+    done = stsbp("export", tmp_path / "run", "--to", "hub", "--packed", "--out", tmp_path / "packed")
+    assert done.exit_code == 0, done.output
+    return tmp_path / "packed"
+
+
+def test_every_command_reads_a_folder(folder: Path, stsbp: Command, tmp_path: Path) -> None:
+    np.save(tmp_path / "one.npy", images()[0, 0])
+    predicted = stsbp("predict", f"hub:{folder}", "one.npy", "--sample", "1", "--json")
+    assert predicted.exit_code == 0, predicted.output
+    assert predicted.stdout == stsbp("predict", tmp_path / "run", "one.npy", "--sample", "1", "--json").stdout
+    assert stsbp("export", f"hub:{folder}", "--to", "c", "--out", "c").exit_code == 0
+    assert (tmp_path / "c" / f"{folder.name}.c").exists()
+    of_run = stsbp("export", tmp_path / "run", "--to", "c", "--out", "of-run")
+    assert of_run.exit_code == 0
+    # The same weights and constants; only the names and the SHA-256 differ.
+    sizes = [(tmp_path / name).stat().st_size for name in (f"c/{folder.name}.c", "of-run/run.c")]
+    assert abs(sizes[0] - sizes[1]) < 1000
+    reported = stsbp("report", f"hub:{folder}")
+    assert reported.exit_code == 0, reported.output
+    page = (tmp_path / f"{folder.name}.html").read_text()
+    assert f"<h1>{folder.name}</h1>" in page
+    assert "Samples read" in page
+    # There is no folder of a run to repeat, to look into, or to train in.
+    assert "To train the network again:</p><pre>stsbp train digits --net 12" in page
+    for missing in ("config.toml", "environment.json", "Learning"):
+        assert missing not in page
+    test = json.loads((folder / "config.json").read_text())["test"]
+    assert f"{test['accuracy']:.2%}" in page
+    for name in ("evaluate", "predict", "report"):
+        extra = ("one.npy",) if name == "predict" else ()
+        assert "has one checkpoint" in stsbp(name, f"hub:{folder}", *extra, "--checkpoint", "best").output
+
+
+def test_folder_is_exported_again(folder: Path, stsbp: Command, tmp_path: Path) -> None:
+    packed = ("--packed",) if folder.name == "packed" else ()
+    done = stsbp("export", f"hub:{folder}", "--to", "hub", *packed, "--out", "again")
+    assert done.exit_code == 0, done.output
+    assert (tmp_path / "again" / "config.json").read_text() == (folder / "config.json").read_text()
+    weights = "model.packed" if packed else "model.safetensors"
+    assert (tmp_path / "again" / weights).read_bytes() == (folder / weights).read_bytes()
+
+
+def test_run_begins_with_a_folder(folder: Path, stsbp: Command, tmp_path: Path) -> None:
+    os.chdir(tmp_path)
+    sha256 = json.loads((folder / "config.json").read_text())["sha256"]
+    start = f"hub:{folder.name}"
+    tiny = ("--steps", "3", "--epochs", "1", "--batch-size", "20", "--limit", "50", "--holdout", "30")
+    done = stsbp("train", "digits", "--init-from", start, *tiny, "--validation", "10", "--out", "next")
+    assert done.exit_code == 0, done.output
+    run = stsbp_api.load_run(tmp_path / "next", backend="numpy")
+    # The hidden layers are those of the folder; its path does not depend on the working folder.
+    assert run.settings.net == "12"
+    assert run.settings.init_from == f"hub:{folder}"
+    assert run.settings.init_sha256 == sha256
+    assert "same content" not in done.output
+    # Samples on which the network was trained are noticed, although its settings have no path.
+    other = ("--split-seed", "3")
+    warned = stsbp("train", "digits", "--init-from", start, *tiny, *other, "--validation", "10", "--out", "other")
+    assert warned.exit_code == 0, warned.output
+    assert "test samples have the same content as samples that" in warned.output.replace("\n", " ")
+    # The setting pins the weights.
+    changed(folder, lambda values: values.update(sha256="0" * 64))
+    again = stsbp("train", "--config", tmp_path / "next" / "config.toml", "--out", "third")
+    assert again.exit_code == 1
+    # A path is not told to others.
+    tracked = stsbp_api.load_run(tmp_path / "next", backend="numpy").settings
+    assert tracked_settings(tracked)["init_from"] == start
+    public = f"hub:me/net@{COMMIT}"
+    for name in (public, "model:mnist"):
+        assert tracked_settings(tracked.model_copy(update={"init_from": name}))["init_from"] == name
+
+
+def test_packed_weights_give_the_spikes_of_the_run(exported: Path, stsbp: Command, tmp_path: Path) -> None:
+    run = stsbp_api.load_run(tmp_path / "run", backend="numpy")
+    run.export("hub", tmp_path / "packed", packed=True)
+    packed = stsbp_api.load_hub(tmp_path / "packed", backend="numpy")
+    assert packed.predict(images()).spikes.tobytes() == run.predict(images()).spikes.tobytes()
+    assert (tmp_path / "packed" / "model.packed").stat().st_size < (exported / "model.safetensors").stat().st_size / 2
+    assert any(packed.weights[name].tobytes() != x.tobytes() for name, x in run.weights.items())
+    card = (tmp_path / "packed" / "README.md").read_text()
+    assert "stsbp export RUN --to hub --packed --out RUN-hub" in card
+    assert f"`{packed.info['sha256']}`" in card
+
+
+def test_damaged_packed_weights_are_refused(exported: Path, stsbp: Command, tmp_path: Path, refused: Any) -> None:
+    folder = tmp_path / "packed"
+    assert stsbp("export", tmp_path / "run", "--to", "hub", "--packed", "--out", folder).exit_code == 0
+    data, config = (folder / "model.packed").read_bytes(), (folder / "config.json").read_text()
+
+    def tensor(**changes: Any) -> Callable[[dict[str, Any]], object]:
+        return lambda values: next(iter(values["packed"].values())).update(changes)
+
+    for damaged in (data[:-20], data + b"x", data[:40] + b"xx" + data[42:], b"", data[23:], pickle.dumps([1])):
+        (folder / "model.packed").write_bytes(damaged)
+        refused(stsbp("evaluate", f"hub:{folder}"), "the weights in model.packed are damaged")
+    (folder / "model.packed").write_bytes(data)
+    cases: list[tuple[Callable[[dict[str, Any]], object], str]] = [
+        (tensor(exponent=8), "has the SHA-256"),
+        (tensor(exponent=None), "do not unpack into"),
+        (tensor(exponent=1000), "exponent"),
+        (tensor(shape=[2**30, 2**30]), "model.packed"),
+        (tensor(shape=[2**40]), "shape"),
+        (tensor(shape=[]), "do not unpack into"),
+        (lambda values: values.update(packed={}), "do not unpack into"),
+        (lambda values: values.pop("packed"), "its field packed does not fit"),
+        (lambda values: values.update(format=1), "its field packed does not fit"),
+        (lambda values: values["test"].update(accuracy=7.0), "accuracy"),
+    ]
+    for change, reason in cases:
+        (folder / "config.json").write_text(config)
+        changed(folder, change)
+        refused(stsbp("evaluate", f"hub:{folder}"), reason)
+    (folder / "config.json").write_text(config)
+    assert stsbp("evaluate", f"hub:{folder}").exit_code == 0
+
+
+def test_forged_counts_of_samples_are_not_in_a_card(exported: Path, stsbp: Command, tmp_path: Path) -> None:
+    changed(exported, lambda values: values["contents"].update({"number of the train samples": "`rm -rf`"}))
+    assert stsbp("export", f"hub:{exported}", "--to", "hub", "--out", "again").exit_code == 0
+    assert "rm -rf" not in (tmp_path / "again" / "README.md").read_text()
+
+
+def test_exports_do_not_replace_other_packed_files(
+    exported: Path, stsbp: Command, tmp_path: Path, refused: Any
+) -> None:
+    (tmp_path / "own").mkdir()
+    (tmp_path / "own" / "model.packed").write_text("precious")
+    command = ("export", tmp_path / "run", "--to", "hub", "--packed", "--out", tmp_path / "own")
+    refused(stsbp(*command), "model.packed", "is there already")

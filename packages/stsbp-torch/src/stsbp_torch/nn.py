@@ -1097,12 +1097,14 @@ class Network(torch.nn.Module):
     def from_pretrained(
         cls, reference: str | os.PathLike[str], *, seed: int = 0, precision: Precision = "fast"
     ) -> Self:
-        """The network of a folder that `stsbp export --to hub` wrote, or of a repository of the Hugging Face Hub.
+        """A network of the package stsbp-models, of a folder that `stsbp export --to hub` wrote, or of a repository of
+        the Hugging Face Hub.
 
         The package `stsbp` reads and checks the files.
 
         Args:
-            reference: the folder, or `hub:OWNER/NAME@COMMIT`, where COMMIT is a hash of 40 hexadecimal digits.
+            reference: `model:NAME`, the folder, or `hub:OWNER/NAME@COMMIT`, where COMMIT is a hash of 40 hexadecimal
+                digits.
             seed: seed of the dropout masks.
             precision: precision of the backward pass.
 

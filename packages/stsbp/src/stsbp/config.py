@@ -40,6 +40,8 @@ from stsbp.threads import MOST_THREADS
 
 __all__ = [
     "FREE",
+    "HUB",
+    "MODEL",
     "OF_NEURONS",
     "OWN",
     "PATHS",
@@ -53,6 +55,7 @@ __all__ = [
     "check_imports",
     "check_tracked_imports",
     "differences",
+    "is_named",
     "is_stored",
     "named_preset",
     "network_text",
@@ -215,8 +218,8 @@ class RunConfig(BaseModel):
     init_gain: float = Field(1.5, gt=0, description="Gain of the initial weights.")
     init_from: str = Field(
         "",
-        description="Start from the weights of another run: RUN, RUN:last or RUN:best. The optimiser state is not "
-        "copied.",
+        description="Start from the weights of another run: RUN, RUN:last or RUN:best; or from those of hub:... or "
+        "model:NAME. The optimiser state is not copied.",
     )
     init_sha256: str = Field(
         "",
@@ -506,7 +509,19 @@ def absolute(config: RunConfig) -> RunConfig:
     return config.model_copy(update={key: _absolute(key, getattr(config, key)) for key in PATHS})
 
 
+HUB, MODEL = "hub:", "model:"
+"""How names of networks begin that are no runs (`stsbp.hub.references`)."""
+
+
+def is_named(text: str) -> bool:
+    """Whether a text names a network of the Hub or of a package of models, not the folder of a run."""
+    return text.startswith((HUB, MODEL))
+
+
 def _absolute(key: str, value: str) -> str:
+    if key == "init_from" and is_named(value):
+        folder = value.removeprefix(HUB)
+        return HUB + _absolute("data_dir", folder) if value.startswith(HUB) and os.path.isdir(folder) else value
     if key == "init_from" and value:
         path, name = split_start(value)
         return f"{_absolute('data_dir', str(path))}:{name}"
@@ -526,11 +541,11 @@ def _absolute(key: str, value: str) -> str:
 
 
 def split_start(text: str) -> tuple[Path, Literal["last", "best"]]:
-    """The run and the checkpoint in `init_from`: `RUN`, `RUN:last` or `RUN:best`.
+    """The run and the checkpoint in `init_from`: `RUN`, `RUN:last` or `RUN:best`. A named network has one checkpoint.
 
     A folder that has such a name is itself the run.
     """
-    if os.path.isdir(text):
+    if os.path.isdir(text) or is_named(text):
         return Path(text), "last"
     if text.endswith(":best"):
         return Path(text.removesuffix(":best")), "best"

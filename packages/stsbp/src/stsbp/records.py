@@ -24,6 +24,7 @@ __all__ = [
     "HubRecord",
     "InputsRecord",
     "Manifest",
+    "PackedTensor",
     "ProgressRecord",
     "Record",
     "Recorded",
@@ -389,8 +390,15 @@ class Start(Record):
     command: Annotated[list[str], Field(min_length=1)] | None = None
 
 
+class PackedTensor(Record):
+    """A tensor in a packed file of weights (`stsbp.hub.packing`)."""
+
+    shape: Annotated[list[Annotated[int, Field(ge=0, lt=2**31)]], Field(max_length=8)]
+    exponent: Annotated[int, Field(ge=-112, le=126)] | None
+
+
 class HubRecord(Record):
-    """`config.json` in a folder for the Hub (`stsbp.hub.folder`)."""
+    """`config.json` in a folder for the Hub (`stsbp.hub.network`)."""
 
     sha256: Digest
     contract: Count
@@ -400,6 +408,10 @@ class HubRecord(Record):
     contents: dict[str, str]
     inputs: InputsRecord
     settings: dict[str, Any]
+    test: Figures | None = None
+    """The last test of these weights. None: they were not tested, or an earlier version wrote the folder."""
+    packed: dict[str, PackedTensor] | None = None
+    """The tensors of a packed file, in the order of its bytes."""
 
 
 class TrackingRecord(Record):

@@ -137,17 +137,19 @@ def load_hub(
     backend: AbstractBackend | str | None = None,
     device: str | None = None,
 ) -> Trained:
-    """Load a network from a folder that `stsbp export --to hub` wrote, or from a repository of the Hugging Face Hub.
+    """Load a network from the package stsbp-models, from a folder that `stsbp export --to hub` wrote, or from a
+    repository of the Hugging Face Hub.
 
-        trained = stsbp.load_hub("hub:OWNER/NAME@COMMIT")
+        trained = stsbp.load_hub("model:mnist")
         trained.predict(images).classes
 
     Args:
-        reference: a folder, or `hub:OWNER/NAME@COMMIT`. The commit is a hash of 40 hexadecimal digits.
+        reference: `model:NAME`, where `stsbp models` lists the names; a folder; or `hub:OWNER/NAME@COMMIT`. The commit
+            is a hash of 40 hexadecimal digits.
         backend, device: as for `load_run`.
 
     Raises:
-        ConfigError: the commit is missing, or huggingface_hub is not installed.
+        ConfigError: the commit is missing, there is no such model, or huggingface_hub or stsbp-models is not installed.
         CheckpointError: the files cannot be downloaded, are damaged, or are not a network of stsbp.
         BackendError: the backend or the device is not available. The message gives the reason and a remedy.
     """

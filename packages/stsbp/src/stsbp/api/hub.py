@@ -10,8 +10,8 @@ from stsbp_spec.typing import Float32
 
 from stsbp.api.calls import in_python, opened, path_of
 from stsbp.api.progress import warn_caller
-from stsbp.hub.download import read_hub
 from stsbp.hub.folder import trained_on
+from stsbp.hub.references import read_network
 from stsbp.training.trained import Trained
 
 __all__ = ["load_network", "network_and_weights"]
@@ -23,12 +23,12 @@ def load_network(
     """As `stsbp.load_hub`."""
     with in_python():
         name = reference if isinstance(reference, str) else str(path_of("reference", reference))
-        return trained_on(read_hub(name), opened(backend, device), None, warn_caller)
+        return trained_on(read_network(name), opened(backend, device), None, warn_caller)
 
 
 def network_and_weights(reference: str | os.PathLike[str]) -> tuple[NetworkSpec, dict[str, Float32]]:
     """The network that `reference` names, and its weights by name, without a backend."""
     with in_python():
         name = reference if isinstance(reference, str) else str(path_of("reference", reference))
-        network = read_hub(name)
+        network = read_network(name)
         return network.network, network.weights

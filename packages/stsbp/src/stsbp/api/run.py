@@ -15,11 +15,12 @@ from stsbp_spec.validation import integer, shown
 
 from stsbp.api.calls import flag, in_python, opened, path_of
 from stsbp.api.progress import ProgressArgument, reporter_for, warn_caller
+from stsbp.config import is_named
 from stsbp.datasets.arrays import ARRAYS, GivenData, given_data
 from stsbp.energy.stored import store_energy
 from stsbp.errors import CheckpointError, ConfigError
 from stsbp.interop.export import export
-from stsbp.report.write import ReportRequest, report_path, write_report
+from stsbp.report.write import Origin, ReportRequest, report_path, write_report
 from stsbp.threads import limited_threads
 from stsbp.training import compare as comparison
 from stsbp.training.evaluate_run import EvaluationRequest, evaluate_run
@@ -192,7 +193,9 @@ class Run(Trained):
             place = None if data_dir is None else str(path_of("data_dir", data_dir))
             request = ReportRequest(split, place, flag("samples", samples))
             file = report_path(self.folder, None if path is None else path_of("path", path))
-            write_report(self, RunFolder(self.folder), self.checkpoint, file, request, reporter_for(progress))
+            reporter = reporter_for(progress)
+            origin = Origin.of_run(RunFolder(self.folder), self.checkpoint, self, reporter.warn)
+            write_report(self, origin, file, request, reporter)
             return file
 
     def export(self, form: str, path: str | os.PathLike[str], **options: Any) -> Exported:
@@ -210,7 +213,7 @@ class Run(Trained):
         """
         with in_python():
             file = path_of("path", path)
-            return Exported(file, tuple(export(self, self.folder, form, file, options)))
+            return Exported(file, tuple(export(self, self.folder, form, file, options, self._records_for(form))))
 
     def push_to_hub(self, repository: str, *, private: bool | None = None, license: str = "") -> str:
         """Send the network to a repository of the Hugging Face Hub, as the folder that `export("hub", ...)` writes.
@@ -230,8 +233,13 @@ class Run(Trained):
         from stsbp.hub.download import push_folder
 
         with in_python(), tempfile.TemporaryDirectory(prefix="stsbp-") as path:
-            export(self, self.folder, "hub", Path(path), {"license": license} if license else {})
+            options = {"license": license} if license else {}
+            export(self, self.folder, "hub", Path(path), options, self._records_for("hub"))
             return push_folder(Path(path), repository, private=private)
+
+    def _records_for(self, form: str) -> list[dict[str, Any]]:
+        """The records that an export needs."""
+        return read_records(self.folder, self.settings, warn_caller) if form == "hub" else []
 
     def _one_of(self, name: str, on: str | None) -> str:
         if on is not None:
@@ -286,6 +294,8 @@ def read_run(
             raise CheckpointError(
                 f"a run is the path of its folder, such as 'runs/digits', got {shown(run)}"
             ) from error
+        if is_named(str(run)):
+            raise CheckpointError(f"{shown(str(run))} has no folder of a run; use stsbp.load_hub")
         folder.read_config()
         given = None if data is None else given_data(data)
         return opened_run(folder, checkpoint, opened(backend, device), given)

@@ -36,6 +36,7 @@ COMMANDS = {
     "compare": "Show runs side by side.",
     "datasets": "List data sets, or show the requirements and settings of one data set.",
     "presets": "List published experiments (presets), or show the settings of one preset.",
+    "models": "List trained networks that are installed, or show one of them.",
     "experiment": "Train a preset with several seeds and write a table of the results.",
     "sweep": "Vary settings over many runs and show which values are best.",
     "networks": "Show a network as a table.",

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import click
@@ -26,12 +25,10 @@ from stsbp.cli.common import (
 from stsbp.cli.energy import energy_table_option
 from stsbp.cli.settings import complete_data_set
 from stsbp.cli.spike_times import Tolerances, spike_times_text
-from stsbp.datasets.registry import named_path
 from stsbp.energy.stored import store_energy
 from stsbp.energy.text import energy_text, neurobench_text
-from stsbp.errors import ConfigError, printable
-from stsbp.hub.download import is_hub, read_hub
-from stsbp.hub.folder import trained_on
+from stsbp.errors import printable
+from stsbp.hub.source import Source
 from stsbp.measures.matching import TOLERANCES, within
 from stsbp.processes.group import join
 from stsbp.threads import limit_threads
@@ -40,9 +37,7 @@ from stsbp.training.evaluate import Evaluation
 from stsbp.training.evaluate_run import EvaluationRequest, evaluate_run
 from stsbp.training.progress import group_reporter
 from stsbp.training.regression_text import errors_table
-from stsbp.training.run_folder import RunFolder
 from stsbp.training.timing import Measuring
-from stsbp.training.trained import load_trained
 
 __all__ = ["command"]
 
@@ -51,7 +46,7 @@ _MOST_SHOWN = 200
 
 
 @click.command("evaluate", short_help=COMMANDS["evaluate"])
-@click.argument("run", type=PathName(path_type=Path))
+@click.argument("run", type=PathName())
 @checkpoint_option()
 @split_option()
 @click.option("--data-dir", help="Folder of the data set.  [default: the folder that the run used]")
@@ -105,7 +100,7 @@ _MOST_SHOWN = 200
 @click.pass_obj
 def command(
     options: Globals,
-    run: Path,
+    run: str,
     checkpoint: str,
     split: str,
     data_dir: str | None,
@@ -125,8 +120,8 @@ def command(
 ) -> None:
     """Evaluate the network in the folder RUN.
 
-    RUN may also be hub:FOLDER, a folder that `stsbp export --to hub` wrote, or hub:OWNER/NAME@COMMIT, a commit of a
-    repository of the Hugging Face Hub.
+    RUN may also be model:NAME, one of the models that `stsbp models` lists; hub:FOLDER, a folder that `stsbp export
+    --to hub` wrote; or hub:OWNER/NAME@COMMIT, a commit of a repository of the Hugging Face Hub.
 
     The command prints the loss and the spike rates. If labels are classes, the command also prints the confusion
     matrix, and one accuracy for each of two rules that choose the class.
@@ -153,24 +148,18 @@ def command(
         energy_table=energy_table,
         neurobench=neurobench,
     )
-    folder = RunFolder(run)
-    network = read_hub(str(run)) if is_hub(str(run)) else None
-    if network is not None and checkpoint != "last":
-        raise ConfigError(f"{printable(str(run))} has one checkpoint; leave --checkpoint out")
-    config = folder.read_config() if network is None else network.settings
+    source = Source.of(run, checkpoint)
+    config, name = source.settings, run if source.run is None else str(source.run.path)
     request.check(config)
-    if network is not None and on is None and named_path(config.dataset) is not None:
-        raise ConfigError(
-            f"{printable(str(run))} was trained on {printable(config.dataset)}, whose path it does not store; name the "
-            "samples with --on"
-        )
+    if on is None:
+        source.check_data("name the samples with --on")
     rendezvous = meeting(processes, rank_timeout, threads or 0)
     # Several processes share the cores that their launcher divided among them.
     limit_threads(config.threads if threads is None and rendezvous is None else threads or 0)
     backend = choose_backend(options, rendezvous)
     with join(backend, rendezvous, rank_timeout) as group:
         options_of_command = {
-            "run": str(run),
+            "run": name,
             "checkpoint": checkpoint,
             "split": split,
             "on": on,
@@ -184,18 +173,15 @@ def command(
         group.compare_settings(
             {**options_of_command, "batch_size": batch_size or config.batch_size, "config": config.digest()}
         )
-        if network is None:
-            trained = load_trained(folder, checkpoint, backend, group, warn=say_warning)
-        else:
-            trained = trained_on(network, backend, group, say_warning)
+        trained = source.trained(backend, say_warning, group)
         group.compare_settings({"sha256": trained.info["sha256"]})
         evaluated = evaluate_run(trained, request, group_reporter(group))
     if not group.leads:
         return
-    if energy and on is None and network is None:
-        store_energy(folder.path, evaluated.record, trained.info["sha256"], say_warning)
+    if energy and on is None and source.run is not None:
+        store_energy(source.run.path, evaluated.record, trained.info["sha256"], say_warning)
     if as_json:
-        click.echo(json.dumps({"run": str(run), "checkpoint": checkpoint, **evaluated.record}))
+        click.echo(json.dumps({"run": name, "checkpoint": checkpoint, **evaluated.record}))
         return
     title, inputs = split if on is None else on, trained.task.inputs
     evaluation, tolerance = evaluated.evaluation, evaluated.tolerance

@@ -10,13 +10,12 @@ import click
 from stsbp.cli import COMMANDS, PathName
 from stsbp.cli.common import Choice, Finite, checkpoint_option, say, say_warning
 from stsbp.interop.export import FORMS, check_options, export
-from stsbp.training.run_folder import RunFolder
 
 __all__ = ["command"]
 
 
 @click.command("export", short_help=COMMANDS["export"])
-@click.argument("run", type=PathName(path_type=Path))
+@click.argument("run", type=PathName())
 @click.option("--to", "form", required=True, type=Choice(list(FORMS)), help="Format to write.")
 @click.option(
     "--out",
@@ -55,9 +54,17 @@ __all__ = ["command"]
     help="nir: write average pooling over windows of size 2^n as AvgPool2d (mean) or as SumPool2d (sum).  [default: "
     "mean]",
 )
+@click.option(
+    "--packed",
+    is_flag=True,
+    default=None,
+    help="hub: round the weights to their grids, which changes no spike, and store them in fewer bytes.",
+)
 @click.option("--license", metavar="NAME", help="hub: licence of the weights for the model card, such as apache-2.0.")
-def command(run: Path, form: str, out: Path, checkpoint: str, **options: Any) -> None:
+def command(run: str, form: str, out: Path, checkpoint: str, **options: Any) -> None:
     """Read the trained network from the folder RUN, and write it in a format for other programs.
+
+    RUN may also be model:NAME or hub:..., as for stsbp evaluate.
 
     The formats are:
 
@@ -75,8 +82,10 @@ def command(run: Path, form: str, out: Path, checkpoint: str, **options: Any) ->
     # Imported here, because the help page does not need the code for training.
     from stsbp_spec.reference.backend import NumpyBackend
 
-    from stsbp.training.trained import load_trained
+    from stsbp.hub.source import Source
 
-    trained = load_trained(RunFolder(run), checkpoint, NumpyBackend(), warn=say_warning)
-    for line in export(trained, run, form, out, given_options):
+    source = Source.of(run, checkpoint)
+    trained = source.trained(NumpyBackend(), say_warning)
+    records = source.records(say_warning) if form == "hub" else []
+    for line in export(trained, source.path, form, out, given_options, records):
         say(line)

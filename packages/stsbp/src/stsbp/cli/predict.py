@@ -42,11 +42,11 @@ from stsbp.datasets.nmnist import read_recording
 from stsbp.datasets.registry import info_of, is_known
 from stsbp.errors import ConfigError, DataError, printable
 from stsbp.files import GIGABYTE, read_regular, real
+from stsbp.hub.source import Source
 from stsbp.threads import limit_threads
 from stsbp.training.build import Inputs, decoders, load_data
 from stsbp.training.progress import choose_reporter
-from stsbp.training.run_folder import RunFolder
-from stsbp.training.trained import Predicted, Trained, load_trained
+from stsbp.training.trained import Predicted, Trained
 
 __all__ = ["command", "read_inputs"]
 
@@ -56,7 +56,7 @@ _MAX_BYTES = {".npy": GIGABYTE, ".bin": MAX_RECORDING_BYTES, ".wav": MAX_SOUND_B
 
 
 @click.command("predict", cls=OptionalPaths, short_help=COMMANDS["predict"])
-@click.argument("run", type=PathName(path_type=Path))
+@click.argument("run", type=PathName())
 @click.argument("files", nargs=-1, type=PathName(path_type=Path), metavar="[FILE...]")
 @click.option(
     "--sample",
@@ -115,7 +115,7 @@ _MAX_BYTES = {".npy": GIGABYTE, ".bin": MAX_RECORDING_BYTES, ".wav": MAX_SOUND_B
 def command(
     options: Globals,
     /,
-    run: Path,
+    run: str,
     files: tuple[Path, ...],
     numbers: tuple[int, ...],
     split: str,
@@ -128,6 +128,8 @@ def command(
     **of_stream: Any,
 ) -> None:
     """Classify files or samples with the network in the folder RUN, or process a stream of events.
+
+    RUN may also be model:NAME or hub:..., as for stsbp evaluate.
 
     A FILE is one of these:
 
@@ -175,10 +177,12 @@ def command(
         from stsbp.report.page import PAGE
 
         PAGE.target_path(draw)
-    folder = RunFolder(run)
-    config = folder.read_config()
+    source = Source.of(run, checkpoint)
+    config = source.settings
+    if numbers:
+        source.check_data("name files instead of --sample")
     limit_threads(config.threads if threads is None else threads)
-    trained = load_trained(folder, checkpoint, choose_backend(options), warn=say_warning)
+    trained = source.trained(choose_backend(options), say_warning)
     inputs = trained.task.inputs
     arrays = read_inputs(files, inputs, config.binning, config.dataset, config.own_lengths)
     for path, array in zip(files, arrays, strict=True):
@@ -198,7 +202,7 @@ def command(
         views = run_samples(trained.task, trained.state, titles, batch, lengths=lengths)
         names = inputs.classes or [str(n) for n in range(inputs.outputs)]
         threshold = threshold_of(trained.task.network)
-        title = f"Read by the network in {run.name}"
+        title = f"Read by the network in {source.path.name}"
         section = samples_section(title, views, names, threshold, of_classes=not inputs.sequences)
         PAGE.write(draw, page(title, [section]).encode())
     predicted = trained.predict(batch, lengths)
@@ -331,7 +335,7 @@ def _say_classes(
 
 def _predict_stream(
     options: Globals,
-    run: Path,
+    run: str,
     checkpoint: str,
     threads: int | None,
     files: tuple[Path, ...],
@@ -340,10 +344,9 @@ def _predict_stream(
 ) -> None:
     if files or draw is not None:
         raise ConfigError("--stream cannot be combined with FILEs or --draw; give only one of them")
-    folder = RunFolder(run)
-    config = folder.read_config()
-    limit_threads(config.threads if threads is None else threads)
-    code = stream_events(load_trained(folder, checkpoint, choose_backend(options), warn=say_warning), stream_options)
+    source = Source.of(run, checkpoint)
+    limit_threads(source.settings.threads if threads is None else threads)
+    code = stream_events(source.trained(choose_backend(options), say_warning), stream_options)
     if code:
         click.get_current_context().exit(code)
 

@@ -8,17 +8,16 @@ import click
 
 from stsbp.cli import COMMANDS, Globals, PathName
 from stsbp.cli.common import Choice, checkpoint_option, choose_backend, say, say_warning, threads_option
-from stsbp.report.write import ReportRequest, report_path, write_report
+from stsbp.hub.source import Source
+from stsbp.report.write import Origin, ReportRequest, report_path, write_report
 from stsbp.threads import limit_threads
 from stsbp.training.progress import choose_reporter
-from stsbp.training.run_folder import RunFolder
-from stsbp.training.trained import load_trained
 
 __all__ = ["command"]
 
 
 @click.command("report", short_help=COMMANDS["report"])
-@click.argument("run", type=PathName(path_type=Path))
+@click.argument("run", type=PathName())
 @click.option("--out", type=PathName(path_type=Path), metavar="FILE", help="File to write.  [default: RUN.html]")
 @checkpoint_option()
 @click.option(
@@ -36,7 +35,7 @@ __all__ = ["command"]
 @click.pass_obj
 def command(
     options: Globals,
-    run: Path,
+    run: str,
     out: Path | None,
     checkpoint: str,
     split: str | None,
@@ -46,15 +45,24 @@ def command(
 ) -> None:
     """Write one HTML file that shows the run in the folder RUN. You can open the file offline.
 
+    RUN may also be model:NAME or hub:..., as for stsbp evaluate. The file then has no learning curves.
+
     The file contains learning curves, the confusion matrix, spike rates, settings, and the command that made the run.
     The file also shows correctly and wrongly classified samples with their rasters and membrane potentials. You can
     make a report while the run is still training.
     """
     request = ReportRequest(split, data_dir, samples)
-    path = report_path(run, out)
-    folder = RunFolder(run)
-    config = folder.read_config()
-    limit_threads(config.threads if threads is None else threads)
-    trained = load_trained(folder, checkpoint, choose_backend(options), warn=say_warning)
-    write_report(trained, folder, checkpoint, path, request, choose_reporter())
+    source = Source.of(run, checkpoint)
+    if samples:
+        source.check_data("leave the samples out with --no-samples")
+    path = report_path(source.path, out)
+    limit_threads(source.settings.threads if threads is None else threads)
+    trained = source.trained(choose_backend(options), say_warning)
+    reporter = choose_reporter()
+    if source.run is None:
+        records = source.records(reporter.warn)
+        origin = Origin(source.path, records=records, training_command=source.training_command)
+    else:
+        origin = Origin.of_run(source.run, checkpoint, trained, reporter.warn)
+    write_report(trained, origin, path, request, reporter)
     say(click.format_filename(path))

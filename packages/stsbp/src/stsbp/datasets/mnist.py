@@ -306,6 +306,8 @@ MNIST = DatasetInfo(
     default_holdout=DEFAULT_HOLDOUT,
     can_download=True,
     extra="mnist",
+    # The archive states none. This is what the documentation of Keras says.
+    licence="CC BY-SA 3.0",
 )
 """The data set of `stsbp train mnist`, with its default settings."""
 

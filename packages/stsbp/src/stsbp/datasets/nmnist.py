@@ -310,5 +310,6 @@ NMNIST = DatasetInfo(
     recordings=True,
     saccades=True,
     extra="nmnist",
+    licence="CC BY-SA 4.0",
 )
 """The data set of `stsbp train nmnist`, with its default settings."""

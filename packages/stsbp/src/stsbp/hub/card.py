@@ -5,18 +5,23 @@ from __future__ import annotations
 import json
 import math
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from stsbp.config import FREE, RunConfig, SettingsSource, resolve
+from stsbp.datasets.registry import info_of, is_known
 from stsbp.hub.license import check_license
 from stsbp.training.regression_text import errors_text
 from stsbp.training.trained import Trained
 
-__all__ = ["model_card", "wilson_interval"]
+__all__ = ["model_card", "result_text", "training_command", "wilson_interval"]
 
 _Z = 1.959963984540054
 """97.5th percentile of the normal distribution, for intervals of 95 %."""
+
+
+_PACKING = "stsbp export RUN --to hub --packed --out RUN-hub"
+"""The command that rounds the weights of the run, so that their SHA-256 can be compared."""
 
 
 def wilson_interval(share: float, samples: int) -> tuple[float, float]:
@@ -32,7 +37,7 @@ def wilson_interval(share: float, samples: int) -> tuple[float, float]:
 
 
 def model_card(
-    trained: Trained, name: str, values: Mapping[str, Any], metrics: Sequence[Mapping[str, Any]], license: str
+    trained: Trained, name: str, values: Mapping[str, Any], license: str, reference: str, remark: str = ""
 ) -> str:
     """The text of `README.md`.
 
@@ -40,8 +45,9 @@ def model_card(
         trained: the network.
         name: its name.
         values: the values of `config.json`.
-        metrics: records of the run.
         license: identifier of the licence; empty: none is stated.
+        reference: how commands name the network: `hub:...` or `model:...`.
+        remark: sentences about the data; empty: none.
     """
     config, inputs = trained.settings, trained.task.inputs
     title = _inline(name)
@@ -71,62 +77,108 @@ def model_card(
         ),
         f"| Exact arithmetic | version {values['contract']} of the contract; in evaluation, the backends numpy, cpu, "
         "torch, jax and cupy give the same spikes, bit for bit |",
-        f"| SHA-256 of model.safetensors | `{values['sha256']}` |",
+        f"| SHA-256 of the weights | `{values['sha256']}` |",
         f"| stsbp | {values['stsbp']} |",
-        f"| Licence | {license or 'not stated'} |",
+        f"| Licence | {license or 'not stated'}{_of_data(config.dataset)} |",
         "",
         "## Test",
         "",
-        *_test(metrics, int(values["step"])),
+        *_test(values.get("test")),
         "",
         "## Use",
         "",
         "```sh",
-        "stsbp evaluate hub:OWNER/NAME@COMMIT",
+        f"stsbp evaluate {reference}",
         "```",
         "",
-        "COMMIT is the hash of a commit of this repository, 40 hexadecimal digits. In Python:",
+        *(
+            ["COMMIT is the hash of a commit of this repository, 40 hexadecimal digits. In Python:"]
+            if "@COMMIT" in reference
+            else ["In Python:"]
+        ),
         "",
         "```python",
-        'trained = stsbp.load_hub("hub:OWNER/NAME@COMMIT")          # any backend',
-        'network = stsbp_torch.Network.from_pretrained("hub:OWNER/NAME@COMMIT")',
+        f'trained = stsbp.load_hub("{reference}")          # any backend',
+        f'network = stsbp_torch.Network.from_pretrained("{reference}")',
         "```",
         "",
         "## Training",
         "",
         "```sh",
-        _command(config, values["settings"]),
+        training_command(config, values["settings"]),
+        *([_PACKING] if "packed" in values else []),
         "```",
         "",
-        "This command is made from the settings in `config.json`. Paths are left out.",
+        *_about_command(values, remark),
         "",
     ]
     return "\n".join(lines)
 
 
-def _test(metrics: Sequence[Mapping[str, Any]], step: int) -> list[str]:
-    """The last test of the weights, which are those after update `step`."""
-    tests = [r for r in metrics if r["kind"] == "evaluation" and r["split"] == "test" and r["step"] == step]
-    if not tests:
+def _of_data(dataset: str) -> str:
+    """The licence of the data, if it is known, as the end of a sentence."""
+    licence = info_of(dataset).licence if is_known(dataset) else ""
+    return f"; the data have the licence {licence}, and are not in this folder" if licence else ""
+
+
+def _about_command(values: Mapping[str, Any], remark: str) -> list[str]:
+    """What the command of the training needs, and how its weights are compared."""
+    counts = {split: values["contents"].get(f"number of the {split} samples") for split in ("train", "test")}
+    text = ["These commands are made" if "packed" in values else "This command is made"]
+    text[0] += " from the settings in `config.json`. Paths are left out."
+    # A folder that anybody wrote may have been read and exported again.
+    if all(count is not None and count.isdecimal() and len(count) < 16 for count in counts.values()):
+        text[0] += f" The data were {counts['train']} training samples and {counts['test']} test samples."
+    text[0] += f" {remark}" if remark else ""
+    if "packed" in values:
+        text += [
+            "",
+            "The second command rounds the weights to the grids on which the network computes with them, and prints "
+            "their SHA-256.",
+        ]
+    return text
+
+
+def result_text(test: Mapping[str, Any] | None) -> str:
+    """The last test of the weights in one line, with its interval if samples have classes; None: there was none."""
+    if test is None:
+        return "not tested"
+    samples = f"{test['samples']} test samples"
+    if test.get("regression") is not None:
+        return f"{errors_text(test['regression'])}, {samples}"
+    if test.get("accuracy") is not None:
+        if not test["samples"]:
+            return "no test samples"
+        low, high = wilson_interval(test["accuracy"], test["samples"])
+        return f"accuracy {test['accuracy']:.2%} ({low:.2%} to {high:.2%}), {samples}"
+    if test.get("f1") is None:
+        return f"MSE {test['mse']:.4g}, {samples}"
+    return f"precision {test['precision']:.2%}, recall {test['recall']:.2%}, F1 {test['f1']:.2%}, {samples}"
+
+
+def _test(test: Mapping[str, Any] | None) -> list[str]:
+    """The last test of the weights, as a sentence."""
+    if test is None:
         return ["These weights were not tested during the training."]
-    test = tests[-1]
     samples = int(test["samples"])
-    if "regression" in test:
-        return [f"{errors_text(test['regression'])}, {samples} test samples."]
-    if "accuracy" in test:
+    if test.get("accuracy") is not None and samples:
         low, high = wilson_interval(test["accuracy"], samples)
         return [
             f"Accuracy {test['accuracy']:.2%} on {samples} test samples (95 % confidence interval of Wilson "
             f"{low:.2%} to {high:.2%}, for one training with one seed)."
         ]
-    return [
-        f"Precision {test['precision']:.2%}, recall {test['recall']:.2%}, F1 {test['f1']:.2%} of the spike times, "
-        f"{samples} test samples."
-    ]
+    result = result_text(test)
+    of_spikes = " The figures are those of the spike times." if result.startswith("precision") else ""
+    return [f"{result[0].upper()}{result[1:]}.{of_spikes}"]
 
 
-def _command(config: RunConfig, settings: Mapping[str, Any]) -> str:
-    """`stsbp train` with the settings that are not the default ones of the data set."""
+def training_command(config: RunConfig, settings: Mapping[str, Any]) -> str:
+    """`stsbp train` with the settings that are not the default ones of the data set.
+
+    Args:
+        config: all settings.
+        settings: those of `config.json`, without paths.
+    """
     usual = resolve([SettingsSource("", {"dataset": config.dataset})]).model_dump()
     words = ["stsbp", "train", str(settings["dataset"])]
     for key, value in settings.items():
@@ -137,7 +189,7 @@ def _command(config: RunConfig, settings: Mapping[str, Any]) -> str:
             words.append(flag if value else f"--no-{flag[2:]}")
         else:
             words += [flag, str(value)]
-    return shlex.join(words)
+    return shlex.join([*words, "--out", "RUN"])
 
 
 def _inline(text: str) -> str:

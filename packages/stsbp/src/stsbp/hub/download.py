@@ -1,7 +1,7 @@
 """Networks that a command names as `hub:...`: a folder on this machine, or a commit of a repository of the Hub.
 
-Of a repository, only `config.json` and `model.safetensors` are downloaded, after their sizes are checked. A commit hash
-is demanded, because a branch or a tag may lead to other weights tomorrow, and the result would change silently.
+Of a repository, only `config.json` and the file of the weights are downloaded, after their sizes are checked. A commit
+hash is demanded, because a branch or a tag may lead to other weights tomorrow, and the result would change silently.
 """
 
 from __future__ import annotations
@@ -14,20 +14,15 @@ from typing import Any
 from stsbp_spec.validation import shown
 
 from stsbp import budget
+from stsbp.config import HUB
 from stsbp.errors import CheckpointError, ConfigError, legible
 from stsbp.files import real
-from stsbp.hub.folder import CONFIG, MOST_CONFIG, MOST_WEIGHTS, WEIGHTS, HubNetwork, read_folder
+from stsbp.hub.network import CONFIG, MOST_CONFIG, MOST_WEIGHTS, HubNetwork, read_folder, read_record
 
-__all__ = ["PREFIX", "is_hub", "push_folder", "read_hub"]
+__all__ = ["push_folder", "read_hub"]
 
-PREFIX = "hub:"
 _REPOSITORY = re.compile(r"[A-Za-z0-9][\w-]*(\.[\w-]+)*/[A-Za-z0-9][\w-]*(\.[\w-]+)*")
 _COMMIT = re.compile(r"[0-9a-f]{40}")
-
-
-def is_hub(text: str) -> bool:
-    """Whether a text names a network of the Hub, not the folder of a run."""
-    return text.startswith(PREFIX)
 
 
 def read_hub(reference: str) -> HubNetwork:
@@ -37,7 +32,7 @@ def read_hub(reference: str) -> HubNetwork:
         ConfigError: the reference has another form or no commit, or huggingface_hub is not installed.
         CheckpointError: the files cannot be downloaded or used.
     """
-    name = reference.removeprefix(PREFIX)
+    name = reference.removeprefix(HUB)
     if os.path.isdir(name):
         return read_folder(Path(name), reference)
     repository, _, commit = name.partition("@")
@@ -51,7 +46,9 @@ def read_hub(reference: str) -> HubNetwork:
             f"to other weights later: hub:{repository}@COMMIT. The page of the repository lists its commits; there is "
             "no folder of that name"
         )
-    files = {file: _download(repository, commit, file, reference) for file in (CONFIG, WEIGHTS)}
+    files = {CONFIG: _download(repository, commit, CONFIG, reference)}
+    _, weights = read_record(files[CONFIG], reference)
+    files[weights] = _download(repository, commit, weights, reference)
     return read_folder(files[CONFIG].parent, reference, files)
 
 
@@ -76,7 +73,7 @@ def _download(repository: str, commit: str, file: str, reference: str) -> Path:
             most = MOST_CONFIG if file == CONFIG else MOST_WEIGHTS
             if size is None or size > most:
                 raise CheckpointError(f"{reference}: {file} has {size} bytes, more than the {most:,} that it may have")
-            if file == WEIGHTS:
+            if file != CONFIG:
                 budget.check_memory(2 * size, size, f"{reference}: {file}")
             cached = hub.hf_hub_download(repository, file, revision=commit)
     except (OSError, ValueError, RuntimeError) as error:
@@ -106,13 +103,14 @@ def push_folder(folder: Path, repository: str, *, private: bool | None = None, m
         raise ConfigError(f"a repository is OWNER/NAME, got {shown(repository)}")
     hub = _library()
     read_folder(folder, str(folder))
+    _, weights = read_record(folder / CONFIG, str(folder))
     try:
         api = hub.HfApi()
         api.create_repo(repository, private=private, exist_ok=True)
         commit = api.upload_folder(
             repo_id=repository,
             folder_path=str(folder),
-            allow_patterns=[CONFIG, WEIGHTS, "README.md"],
+            allow_patterns=[CONFIG, weights, "README.md"],
             commit_message=message or "Network of stsbp",
         )
     except (OSError, ValueError, RuntimeError) as error:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,12 +26,12 @@ FORMS = {
     "hub": "stsbp.hub.export",
 }
 """Export formats, with the module whose `write(program, about, out)` writes the file and returns the text to print.
-That of `hub` stores settings and records too, and has `write_run(trained, folder, out)` instead."""
+That of `hub` stores settings and records too, and has `write_run(trained, name, out, records)` instead."""
 
 OPTIONS = {
     **dict.fromkeys(("layers", "states"), "onnx"),
     **dict.fromkeys(("dt", "fold", "threshold_below", "pool"), "nir"),
-    "license": "hub",
+    **dict.fromkeys(("license", "packed"), "hub"),
 }
 """Options that apply to one format only, with that format. Its `write` takes them as keyword arguments."""
 
@@ -61,24 +62,32 @@ def _check_value(flag: str, name: str, value: object) -> None:
         raise ConfigError(f"{flag} is True or False, got {shown(value)}")
 
 
-def export(trained: Trained, folder: Path, form: str, out: Path, options: dict[str, Any]) -> list[str]:
+def export(
+    trained: Trained,
+    folder: Path,
+    form: str,
+    out: Path,
+    options: dict[str, Any],
+    records: Sequence[Mapping[str, Any]] = (),
+) -> list[str]:
     """Write the network. Returns lines that say what was written, and what is different in the other program.
 
     Args:
         trained: the network. The backend does not matter.
-        folder: folder of the run, whose name the file states.
+        folder: folder of the run or name of the network, which the file states.
         form: a key of `FORMS`.
         out: the file, or for `c` and `hub` the folder.
         options: options of the format (`OPTIONS`).
+        records: the records of the run, for `hub`.
 
     Raises:
         ConfigError: the format is unknown, or does not have an option.
         StsbpError: the format cannot express a part of the network, or the file cannot be written.
     """
     check_options(form, options)
-    module = importlib.import_module(FORMS[form])
+    module, name = importlib.import_module(FORMS[form]), folder.absolute().name
     if form == "hub":
-        return list(module.write_run(trained, folder, out, **options))
-    about = About(folder.absolute().name, trained.info["sha256"], trained.settings.steps, trained.names)
+        return list(module.write_run(trained, name, out, records, **options))
+    about = About(name, trained.info["sha256"], trained.settings.steps, trained.names)
     exported = program(trained.network, trained.weights)
     return list(module.write(exported, about, out, **options))

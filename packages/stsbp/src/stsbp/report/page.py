@@ -126,7 +126,7 @@ class Content:
             for r in records
             if layers == set(r.get("rates", ())) and weights == set(r.get("grids", weights)) and key in r
         ]
-        self.split = self.checkpoint = ""
+        self.split = self.checkpoint = self.training_command = ""
         self.confusion: Int64 | None = None
         self.measures: Mapping[str, Any] | None = None
         self.by_neuron: Mapping[str, Any] = {}
@@ -196,12 +196,13 @@ def render(content: Content) -> str:
         parts.append(samples_section(second, content.right, names, threshold, of_classes=bool(content.classes)))
     parts += [] if content.energy is None else [energy_section(content.energy)]
     parts += [_layers(content), _delays(content), _settings(content), _environment(content)]
-    return page(f"stsbp run {_name(content)}", parts)
+    kind = "network" if content.training_command else "run"
+    return page(f"stsbp {kind} {_name(content)}", parts)
 
 
 def _name(content: Content) -> str:
     """Name of the run. For a seed of an experiment, it begins with the folder of the experiment."""
-    folder = real(content.folder)
+    folder = content.folder if content.training_command else real(content.folder)
     return f"{folder.parent.name}/{folder.name}" if folder.name.startswith("seed-") else folder.name
 
 
@@ -274,7 +275,7 @@ def _history(content: Content) -> str:
 
 def _curves(content: Content) -> str:
     if not content.of_kind("epoch"):
-        if content.history:
+        if content.history or content.training_command:
             return ""
         return '<h2>Learning</h2><p class="muted">No epoch is complete yet.</p>'
     key, name, is_share = content.measure
@@ -627,6 +628,8 @@ def _settings(content: Content) -> str:
 
 def _repetition(content: Content) -> tuple[str, str]:
     """How to repeat the run, and the commands. The backend is that of its last start."""
+    if content.training_command:
+        return "To train the network again", content.training_command
     backend = content.starts[-1].get("backend") if content.starts else None
     train = ["stsbp", *(["--backend", str(backend)] if backend else []), "train"]
     first_command = content.starts[0].get("command") if content.starts else None
@@ -649,6 +652,8 @@ def _call_again(call: str, content: Content) -> str:
 
 
 def _environment(content: Content) -> str:
+    if content.training_command:
+        return ""
     parts = ["<h2>Environment</h2>"]
     if not content.starts:
         parts.append('<p class="muted">The run has no environment.json.</p>')

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from stsbp_spec.models.encoders.packed import unpacked
@@ -22,7 +24,7 @@ from stsbp.training.progress import Reporter
 from stsbp.training.run_folder import RunFolder
 from stsbp.training.trained import Trained
 
-__all__ = ["ReportRequest", "report_path", "write_report"]
+__all__ = ["Origin", "ReportRequest", "report_path", "write_report"]
 
 
 @dataclass(frozen=True)
@@ -65,14 +67,45 @@ def report_path(run: Path, out: Path | None = None) -> Path:
     return path
 
 
-def write_report(
-    trained: Trained, folder: RunFolder, checkpoint: str, path: Path, request: ReportRequest, reporter: Reporter
-) -> None:
+@dataclass(frozen=True)
+class Origin:
+    """What is known about the training of a network, besides its settings.
+
+    Attributes:
+        path: the folder of the run; for a network that is none of a run, its name.
+        checkpoint: name of the checkpoint; empty: the network is none of a run.
+        records: lines of metrics.
+        starts: entries of the environment file.
+        energy: the stored energy of the checkpoint; None: there is none.
+        training_command: the command that trains a network that is none of a run; empty: it is that of a run.
+    """
+
+    path: Path
+    checkpoint: str = ""
+    records: Sequence[Mapping[str, Any]] = ()
+    starts: Sequence[Mapping[str, Any]] = ()
+    energy: Mapping[str, Any] | None = None
+    training_command: str = ""
+
+    @classmethod
+    def of_run(cls, folder: RunFolder, checkpoint: str, trained: Trained, warn: Callable[[str], object]) -> Origin:
+        """What the folder of a run says about its checkpoint.
+
+        Raises:
+            CheckpointError: the records cannot be read, or are not those of the run.
+        """
+        energy = stored_energy(folder.path, warn)
+        is_current = energy is not None and energy["sha256"] == trained.info["sha256"]
+        records = read_records(folder.path, trained.settings, warn)
+        return cls(folder.path, checkpoint, records, folder.starts(), energy if is_current else None)
+
+
+def write_report(trained: Trained, origin: Origin, path: Path, request: ReportRequest, reporter: Reporter) -> None:
     """Write the report of a run as one HTML file. The reporter is closed at the end.
 
     Args:
         trained: the network, which computes the samples.
-        folder, checkpoint: folder of the run, and the name of the checkpoint that was read.
+        origin: what is known about its training.
         path: the file (`report_path`).
         request: what to show.
         reporter: shows the progress.
@@ -83,7 +116,7 @@ def write_report(
         FileError: the file cannot be written.
     """
     try:
-        content = _content(trained, folder, checkpoint, reporter)
+        content = _content(trained, origin)
         if request.samples:
             _add_samples(content, trained, request, reporter)
     finally:
@@ -91,14 +124,13 @@ def write_report(
     PAGE.write(path, render(content).encode())
 
 
-def _content(trained: Trained, folder: RunFolder, checkpoint: str, reporter: Reporter) -> Content:
+def _content(trained: Trained, origin: Origin) -> Content:
     """What the report says without samples."""
     task, info, weights = trained.task, trained.info, trained.state.weights
-    entries = read_records(folder.path, trained.settings, reporter.warn)
-    content = Content(folder.path, trained.settings, task.network, entries, folder.starts(), trained.names)
-    content.checkpoint = f"checkpoint {checkpoint} ({info['epoch']} complete epochs, update {info['step']})"
-    energy = stored_energy(folder.path, reporter.warn)
-    content.energy = energy if energy is not None and energy["sha256"] == info["sha256"] else None
+    content = Content(origin.path, trained.settings, task.network, origin.records, origin.starts, trained.names)
+    checkpoint = f"checkpoint {origin.checkpoint}" if origin.checkpoint else f"network {origin.path}"
+    content.checkpoint = f"{checkpoint} ({info['epoch']} complete epochs, update {info['step']})"
+    content.energy, content.training_command = origin.energy, origin.training_command
     content.grids = {
         projection.name: {"bits": grid.bits, "headroom": grid.headroom}
         for projection in task.network.graph.projections
@@ -109,7 +141,9 @@ def _content(trained: Trained, folder: RunFolder, checkpoint: str, reporter: Rep
         for name, parameter in task.network.parameters.items()
         if parameter.learned is not None and not parameter.is_delay
     }
-    first = initial_weights(task.network, task.config.seed, task.config.init_gain) if _drew_weights(content) else None
+    # Other networks do not say with which weights their training began.
+    drew_weights = origin.checkpoint and _drew_weights(content)
+    first = initial_weights(task.network, task.config.seed, task.config.init_gain) if drew_weights else None
     content.delays = {
         name: DelayCounts(
             None if first is None else _whole_steps(first[name], maximum),

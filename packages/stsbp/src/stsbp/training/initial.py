@@ -11,28 +11,28 @@ therefore have the same bits on every backend.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection
 
 import numpy as np
-from stsbp_spec.contract.grid import check_largest
 from stsbp_spec.contract.random import Stream, permutation
-from stsbp_spec.engine.checks import check_weights
 from stsbp_spec.errors import NumericError
 from stsbp_spec.models.encoders.packed import Inputs
 from stsbp_spec.models.user_classes import calling
 from stsbp_spec.networks.initial_weights import initial_weights
 from stsbp_spec.networks.spec import NetworkSpec
-from stsbp_spec.typing import AnyArray, Float32, Int64, Shape
+from stsbp_spec.typing import Float32, Int64, Shape
 
-from stsbp.config import OWN, RunConfig, split_start, to_toml
+from stsbp.config import OWN, RunConfig, is_named, split_start, to_toml
 from stsbp.datasets import Split
 from stsbp.errors import CheckpointError, ConfigError
+from stsbp.hub.references import read_network
 from stsbp.training import checkpoint
 from stsbp.training.build import Task, build_neuron
 from stsbp.training.checkpoint import Checkpoint
 from stsbp.training.run_folder import RunFolder
+from stsbp.training.trainable import check_trainable
 
-__all__ = ["GAINS", "borrowed_weights", "check_trainable", "first_weights", "pinned", "scaled_to_rate"]
+__all__ = ["GAINS", "borrowed_weights", "first_weights", "pinned", "scaled_to_rate"]
 
 GAINS = tuple(2.0**octave * (1 + quarter / 4) for octave in range(6) for quarter in range(4))
 """Possible factors of the weights of a layer: 1 to 56, four per octave."""
@@ -80,9 +80,13 @@ def pinned(config: RunConfig) -> RunConfig:
 
 
 def _start(config: RunConfig) -> Checkpoint:
-    path, name = split_start(config.init_from)
-    RunFolder(path).read_config()
-    saved = checkpoint.load(path, name)
+    if is_named(config.init_from):
+        network = read_network(config.init_from)
+        saved = Checkpoint({f"weight/{name}": x for name, x in network.weights.items()}, network.info)
+    else:
+        path, name = split_start(config.init_from)
+        RunFolder(path).read_config()
+        saved = checkpoint.load(path, name)
     if config.init_sha256 not in ("", saved.info["sha256"]):
         raise CheckpointError(
             f"the weights of {config.init_from} are not the expected ones: their SHA-256 is "
@@ -92,7 +96,7 @@ def _start(config: RunConfig) -> Checkpoint:
 
 
 def borrowed_weights(network: NetworkSpec, config: RunConfig) -> dict[str, Float32]:
-    """The weights of the run in `init_from`, layer by layer.
+    """The weights of the run or network in `init_from`, layer by layer.
 
     Raises:
         CheckpointError: they cannot be read, their layers have other names or shapes than those of `network`, or a
@@ -119,18 +123,6 @@ def borrowed_weights(network: NetworkSpec, config: RunConfig) -> dict[str, Float
     except NumericError as error:
         raise CheckpointError(f"a run cannot start with the weights of {config.init_from}: {error}") from error
     return weights
-
-
-def check_trainable(network: NetworkSpec, weights: Mapping[str, AnyArray]) -> None:
-    """Check that the first update will accept these weights, by name.
-
-    Raises:
-        ShapeError: names or shapes are not those of the network.
-        NumericError: a weight is not finite or too large for its grid, or a learned parameter is outside its range.
-    """
-    check_weights(network, dict(weights))
-    for projection in network.graph.projections:
-        check_largest(float(np.max(np.abs(weights[projection.parameter]), initial=0)), projection.name)
 
 
 def _shape(shape: Shape | None) -> str:

@@ -42,7 +42,7 @@ from stsbp.training.augment import augment
 from stsbp.training.build import Data, Task, indices_of_part, padded, updates_per_epoch
 from stsbp.training.checkpoint import Checkpoint
 from stsbp.training.evaluate import Evaluation, evaluate
-from stsbp.training.initial import check_trainable, first_weights
+from stsbp.training.initial import first_weights
 from stsbp.training.metrics import MetricsFile, Sums, Workload, check_records, read_records
 from stsbp.training.prefetch import prefetched
 from stsbp.training.progress import Course, Reporter
@@ -51,6 +51,7 @@ from stsbp.training.timing import Measuring
 from stsbp.training.timing_text import chance_f1
 from stsbp.training.trackers import names_of, open_trackers
 from stsbp.training.tracking import OpenTracker
+from stsbp.training.trainable import check_trainable
 
 __all__ = [
     "TIME_IS_UP",

@@ -10,15 +10,16 @@ import numpy as np
 from stsbp_spec.engine.backend import AbstractBackend
 from stsbp_spec.typing import Coding
 
-from stsbp.config import RECORDING_SETTINGS, RunConfig, absolute, split_start
+from stsbp.config import RECORDING_SETTINGS, RunConfig, absolute, is_named, split_start
 from stsbp.datasets import Split
 from stsbp.datasets.registry import info_of, named_path
 from stsbp.errors import CheckpointError, ConfigError, DataError
+from stsbp.hub.source import Source
 from stsbp.training import checkpoint
 from stsbp.training.build import Data, has_test_of_training, load_data
 from stsbp.training.progress import Reporter
 from stsbp.training.run_folder import RunFolder
-from stsbp.training.trained import Trained, load_trained
+from stsbp.training.trained import Trained
 
 __all__ = [
     "check_on_other",
@@ -152,13 +153,18 @@ def warn_of_borrowed_tests(config: RunConfig, data: Data, backend: AbstractBacke
     if not config.init_from or not len(data.test) or has_test_of_training(tested):
         return []
     path, name = split_start(config.init_from)
-    folder = RunFolder(path)
-    start_config = folder.read_config()
-    if all(getattr(config, key) == getattr(start_config, key) for key in _SAMPLES):
+    source = Source.of(config.init_from if is_named(config.init_from) else str(path), name)
+    if source.run is not None:
+        is_same = all(getattr(config, key) == getattr(source.settings, key) for key in _SAMPLES)
+    else:
+        # Its settings have no paths, but it has the digests of its samples.
+        is_same = source.has_samples_of(data)
+    if is_same:
         return []
     try:
-        start = load_trained(folder, name, backend)
-    except CheckpointError as error:
+        source.check_data("so its samples are not known")
+        start = source.trained(backend, reporter.warn)
+    except (CheckpointError, ConfigError) as error:
         reporter.note(f"cannot check whether {config.init_from} was trained on some of the test samples: {error}")
         return []
     if not (shared_count := _seen_in_training(start, tested, data.test, reporter, config.init_from, config)):
@@ -175,7 +181,7 @@ def warn_of_other_settings(config: RunConfig, reporter: Reporter) -> list[str]:
     """Warn if the checkpoint from whose weights a run begins was not trained with the settings beside it, as that of
     another run, or if this cannot be seen. Returns the warnings.
     """
-    if not config.init_from:
+    if not config.init_from or is_named(config.init_from):
         return []
     path, name = split_start(config.init_from)
     try:

@@ -19,6 +19,7 @@ from stsbp.config import (
     check_imports,
     check_tracked_imports,
     differences,
+    is_named,
     named_preset,
     read_toml,
     resolve,
@@ -27,6 +28,7 @@ from stsbp.config import (
 from stsbp.datasets.registry import named_path
 from stsbp.errors import ConfigError, FileError
 from stsbp.files import real
+from stsbp.hub.references import read_network
 from stsbp.processes.group import PER_PROCESS, Group
 from stsbp.training import checkpoint
 from stsbp.training.build import check_patience, check_typed
@@ -107,7 +109,7 @@ def plan_run(
     if folder is not None and folder.is_run:
         config = _resumed(folder, sources)
     else:
-        config = resolve(sources)
+        config = resolve([*_network_of_start(sources), *sources])
         if not allow_imports:
             check_imports(config, sources)
         config = pinned(absolute(config))
@@ -135,6 +137,21 @@ def plan_run(
     earlier_content, exists = content_of(folder), folder.path.exists()
     folder.check_writable()
     return RunPlan(config, folder, saved, saved is not None, exists, earlier_content)
+
+
+def _network_of_start(sources: list[SettingsSource]) -> list[SettingsSource]:
+    """The hidden layers of the network that `init_from` names as `hub:...` or `model:NAME`, unless `net` is given.
+
+    Such a network has no folder in which a user could look them up, and its weights fit no others.
+    """
+    values = typed_settings(sources)
+    start = values.get("init_from")
+    if not isinstance(start, str) or not is_named(start) or "net" in values:
+        return []
+    settings = read_network(start).settings
+    # The padding completes the notation of `net`.
+    layers = {"net": settings.net} if "padding" in values else {"net": settings.net, "padding": settings.padding}
+    return [SettingsSource(start, layers)]
 
 
 def content_of(folder: RunFolder) -> tuple[bool, bool]:

@@ -30,7 +30,7 @@ from stsbp_spec.contract.grid import CONTRACT_VERSION
 from stsbp_spec.engine.backend import AbstractBackend
 
 from stsbp import records
-from stsbp.config import OWN, RunConfig, is_stored, read_toml, resolve, to_toml
+from stsbp.config import OWN, RunConfig, is_named, is_stored, read_toml, resolve, to_toml
 from stsbp.errors import CheckpointError, ConfigError, FileError
 from stsbp.files import LOCK, MEGABYTE, TEMPORARY, OpenFolder, as_argument, read_regular
 from stsbp.training.checkpoint import TENSOR_FILE
@@ -45,8 +45,8 @@ MOST_ENVIRONMENT = 64 * MEGABYTE
 """Largest size of `environment.json` in bytes. One start has about a thousand bytes."""
 
 _PACKAGES = (
-    *("stsbp", "stsbp-spec", "stsbp-cpu", "stsbp-torch", "stsbp-cupy", "stsbp-jax", "numpy", "safetensors"),
-    *("torch", "numba", "triton", "jax", "jaxlib", "cupy-cuda12x", "cupy-cuda13x"),
+    *("stsbp", "stsbp-spec", "stsbp-cpu", "stsbp-torch", "stsbp-cupy", "stsbp-jax", "stsbp-models", "numpy"),
+    *("safetensors", "torch", "numba", "triton", "jax", "jaxlib", "cupy-cuda12x", "cupy-cuda13x"),
 )
 _FIXED = r"config\.toml|environment\.json|metrics\.jsonl|energy\.json|tracking\.json|study\.json|(last|best)\.json"
 """Names that other programs use as well, as a regular expression."""
@@ -215,7 +215,8 @@ class RunFolder:
             reason = getattr(error, "strerror", None) or error
             raise CheckpointError(f"cannot read {self.path}: {reason}") from error
         if not is_folder:
-            raise CheckpointError(f"there is no run folder {self.path}")
+            hint = "; this command needs the folder of a run" if is_named(str(self.path)) else ""
+            raise CheckpointError(f"there is no run folder {self.path}{hint}")
         if not self.is_run:
             if any(self.path.glob(f"seed-*/{self.config.name}")):
                 raise CheckpointError(f"{self.path} is an experiment, not a run: its runs are {self.path / 'seed-*'}")

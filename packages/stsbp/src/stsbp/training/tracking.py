@@ -5,12 +5,13 @@ A tracker gets neither the environment of the run nor absolute paths. Everything
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from stsbp.config import FREE, PATHS, RunConfig, split_start
+from stsbp.config import FREE, HUB, MODEL, PATHS, RunConfig, is_named, split_start
 from stsbp.datasets.registry import named_path
 
 __all__ = ["OpenTracker", "TrackedRun", "Tracker", "point_of", "scalars", "tracked_settings"]
@@ -46,6 +47,7 @@ class TrackedRun:
     records: Sequence[Mapping[str, Any]]
 
 
+_OF_HUB = re.compile(r"hub:[^/]+/[^/@]+@[0-9a-f]{40}")
 OpenTracker = Callable[[TrackedRun], Tracker]
 """Begins or continues to track a run."""
 
@@ -57,6 +59,10 @@ def tracked_settings(config: RunConfig) -> dict[str, Any]:
 
 
 def _without_path(key: str, value: str) -> str:
+    if key == "init_from" and is_named(value):
+        # Of `hub:FOLDER`, the folder may be a path of this machine.
+        is_public = value.startswith(MODEL) or _OF_HUB.fullmatch(value)
+        return value if is_public else HUB + Path(value.removeprefix(HUB)).name
     if key == "init_from" and value:
         path, name = split_start(value)
         return f"{path.name}:{name}"
