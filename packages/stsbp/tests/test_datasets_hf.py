@@ -409,25 +409,23 @@ def test_folders_that_are_none_of_the_library(tmp_path: Path) -> None:
 
 @pytest.fixture
 def in_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A data set in the library's cache, in the folder that it has after `load_dataset("OWNER/MyRasters", revision=COMMIT)`."""
+    """The folder that `load_dataset("OWNER/MyRasters", revision=COMMIT)` makes in the library's cache."""
     monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "hf"))
-    builder = hf.packaged_modules.parquet.Parquet
     for name in ("train", "test"):
         rasters().to_parquet(str(tmp_path / f"{name}.parquet"))
     files = {name: str(tmp_path / f"{name}.parquet") for name in ("train", "test")}
-    made = builder(
-        cache_dir=str(tmp_path / "hf"),
-        dataset_name="my_rasters",
-        repo_id="OWNER/MyRasters",
-        hash=COMMIT,
-        data_files=files,
+    made = hf.packaged_modules.parquet.Parquet(
+        cache_dir=str(tmp_path / "hf"), dataset_name="MyRasters", hash=COMMIT, data_files=files
     )
+    # Only the files of a repository may have its name.
+    made.repo_id = "OWNER/MyRasters"
+    made._cache_dir = made._build_cache_dir()
     made.download_and_prepare()
     return Path(made.cache_dir)
 
 
 def test_a_data_set_of_the_hub_is_read_from_the_cache(in_cache: Path, tmp_path: Path) -> None:
-    assert in_cache.parts[-4:-2][0] == "OWNER___my_rasters"
+    assert in_cache.parts[-4] == "OWNER___my_rasters"
     assert in_cache.name == COMMIT
     name = f"hf:OWNER/MyRasters@{COMMIT}"
     by_name, by_folder = (load(x, steps=9, cache_dir=tmp_path / "cache") for x in (name, f"hf:{in_cache}"))

@@ -144,7 +144,7 @@ def cached_folder(path: Path) -> Path:
     # The library names the folders of its cache in this way (`camelcase_to_snakecase`).
     snake = re.sub(r"([a-z\d])([A-Z])", r"\1_\2", re.sub(r"([A-Z]+)([A-Z][a-z])", r"\1_\2", name)).lower()
     cache = _cache_root() / f"{owner}___{snake}"
-    folders = sorted(folder for folder in cache.glob(f"*/*/{commit}") if has_folder(folder))
+    folders = sorted(folder for folder in cache.glob(f"*/*/{commit}") if folder.is_dir())
     if len(folders) == 1:
         return folders[0]
     if folders:
@@ -152,7 +152,7 @@ def cached_folder(path: Path) -> Path:
             f"{cache} has {len(folders)} configurations of {path}; give one of the folders: "
             + listed(f"hf:{folder}" for folder in folders)
         )
-    others = sorted({folder.name for folder in cache.glob("*/*/*") if has_folder(folder)})
+    others = sorted({folder.name for folder in cache.glob("*/*/*") if folder.is_dir()})
     has = f"it has the commits {listed(others)}" if others else f"there is no folder {cache}"
     raise DataError(
         f"the cache of the library datasets does not have {path}: {has}. stsbp downloads no data sets; load it once in "
