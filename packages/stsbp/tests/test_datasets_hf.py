@@ -433,7 +433,7 @@ def test_a_data_set_of_the_hub_is_read_from_the_cache(in_cache: Path, tmp_path: 
     assert np.array_equal(all_inputs(by_name.test), np.swapaxes(RASTERS, 0, 1))
     assert by_name.notes[0].startswith("12 samples of ")
     # The name is the same on every machine, so that it is no path.
-    assert absolute(RunConfig(dataset=name)).dataset == name
+    assert absolute(RunConfig.model_validate({"dataset": name})).dataset == name
     assert steps_of(name, "") == 9
     assert info_of(name).coding == "events"
     other = name[:-1] + "8"

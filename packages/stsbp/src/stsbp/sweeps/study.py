@@ -490,7 +490,9 @@ def _read_identity(stored: Mapping[str, Any], name: str) -> StudyIdentity:
             RunConfig(**stored["settings"]),
             {key: variation_of(record) for key, record in stored["vary"].items()},
             tuple(OBJECTIVES[key] for key in stored["objectives"]),
-            *(str(stored[key]) for key in ("sampler", "pruner", "energy_table")),
+            str(stored["sampler"]),
+            str(stored["pruner"]),
+            str(stored["energy_table"]),
             str(stored.get("energy_sha256", "")),
             str(stored["id"]),
         )
