@@ -331,7 +331,11 @@ def _batches(file: _CountedFile, columns: Sequence[str]) -> Iterator[dict[str, A
     import pyarrow.ipc
 
     messages = pyarrow.ipc.MessageReader.open_stream(arrow.PythonFile(file, mode="r"))
-    schema = pyarrow.ipc.read_schema(messages.read_next_message())
+    first = messages.read_next_message()
+    # pyarrow takes any message for a schema, and crashes.
+    if first.type != "schema":
+        raise ValueError(f"it begins with a message of the kind {first.type}")
+    schema = pyarrow.ipc.read_schema(first)
     if absent := [name for name in columns if schema.names.count(name) != 1]:
         raise ValueError(f"it has no column {shown(absent[0])}")
     for message in messages:
