@@ -356,6 +356,24 @@ def test_every_damage_of_an_arrow_file_is_an_error_or_other_samples(
     assert content_of(read(None, train_only=True).train) == expected
 
 
+def test_a_first_message_of_no_known_kind_does_not_end_the_process(tmp_path: Path) -> None:
+    rasters().save_to_disk(str(tmp_path / "data"))
+    (path,) = (tmp_path / "data").glob("*.arrow")
+    whole = bytearray(path.read_bytes())
+    # A message is a flatbuffer. Field 1 of its table is its kind, and field 2 the place of its header, here a wrong one.
+    # pyarrow does not check the header of a kind that it does not know.
+    table = 8 + int.from_bytes(whole[8:12], "little")
+    fields = table - int.from_bytes(whole[table : table + 4], "little", signed=True)
+    kind, header = (table + int.from_bytes(whole[k : k + 2], "little") for k in (fields + 6, fields + 8))
+    whole[kind] = 99
+    whole[header : header + 4] = (5).to_bytes(4, "little")
+    path.write_bytes(whole)
+    code = f"from stsbp.datasets import load; load({f'hf:{path.parent}'!r}, steps=9, cache_dir={str(tmp_path)!r})"
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert ended.returncode == 1
+    assert "it begins with a message of the kind unknown" in ended.stderr
+
+
 @pytest.mark.parametrize("codec", ["lz4", "zstd"])
 def test_compressed_columns_are_refused(codec: str, read: Callable[..., Dataset], tmp_path: Path) -> None:
     data = rasters()
