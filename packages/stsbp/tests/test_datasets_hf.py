@@ -360,7 +360,7 @@ def test_a_first_message_of_no_known_kind_does_not_end_the_process(tmp_path: Pat
     rasters().save_to_disk(str(tmp_path / "data"))
     (path,) = (tmp_path / "data").glob("*.arrow")
     whole = bytearray(path.read_bytes())
-    # A message is a flatbuffer. Field 1 of its table is its kind, and field 2 the place of its header, here a wrong one.
+    # A message is a flatbuffer. Field 1 of its table is its kind, and field 2 the place of its header, here wrong.
     # pyarrow does not check the header of a kind that it does not know.
     table = 8 + int.from_bytes(whole[8:12], "little")
     fields = table - int.from_bytes(whole[table : table + 4], "little", signed=True)
