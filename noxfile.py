@@ -93,10 +93,20 @@ INTEROP: dict[str, tuple[str, ...]] = {
     "nir": ("nir>=1.0.8", "virtualenv"),
     "elephant": ("elephant>=1.2",),
     "neurobench": ("neurobench>=2.3,<3",),
+    "hf": ("datasets>=4", "pyarrow>=17", "pillow>=10.2"),
+    "trainers": ("lightning>=2.5", "accelerate>=1.10"),
 }
 """Forms of `stsbp export` that `benchmarks/interop_FORM.py` holds against the reference, and what that needs; elephant,
-whose distances of spike trains are those of `stsbp.measures`; and NeuroBench, whose figures are those of
-`stsbp.energy`."""
+whose distances of spike trains are those of `stsbp.measures`; NeuroBench, whose figures are those of `stsbp.energy`;
+Hugging Face's library `datasets`, whose folders `hf:PATH` reads; and Lightning and Accelerate, whose loops are in
+docs/trainers.md."""
+INTEROP_TESTS = {
+    "elephant": f"{CLI}/tests/test_measures.py",
+    "neurobench": f"{CLI}/tests/test_neurobench.py",
+    "hf": f"{CLI}/tests/test_datasets_hf.py",
+    "trainers": f"{BACKENDS['torch']}/tests/test_trainers_page.py",
+}
+"""Parts that are tests, which other sessions skip, because they do not have these libraries."""
 ARCHIVE = "nmnist-1k.tar.xz"
 DIGITS_FLOOR = 96.0
 """Percent of 359 held-out digits; seeds 0 to 2 reach 98.1 to 98.6."""
@@ -442,7 +452,8 @@ def interop(session: nox.Session) -> None:
     """Hold what is exported against the reference, in the programs that read it: -- [c|onnx|nir] [RUN... OPTIONS].
 
     -- elephant holds the measures of spike times against elephant, -- neurobench the counts of operations against
-    NeuroBench (a minute each).
+    NeuroBench, -- hf reads what the library datasets has saved, and -- trainers runs the programs of docs/trainers.md
+    (a minute each).
 
     Each importer of NIR has an environment of its own (half an hour): -- nir [NAMES].
     """
@@ -450,9 +461,8 @@ def interop(session: nox.Session) -> None:
     if part not in INTEROP:
         session.error(f"there is no part {part}; there are: {', '.join(INTEROP)}")
     install(session, SPEC, CLI, *TORCH, tools=(*TEST_TOOLS, *INTEROP[part]))
-    if part in ("elephant", "neurobench"):
-        tests = {"elephant": "test_measures.py", "neurobench": "test_neurobench.py"}[part]
-        session.run("python", "-m", "pytest", f"{CLI}/tests/{tests}", *arguments)
+    if part in INTEROP_TESTS:
+        session.run("python", "-m", "pytest", INTEROP_TESTS[part], *arguments)
         return
     if part == "c" and not arguments:
         long_tests(session, f"{CLI}/tests/test_interop_c.py")

@@ -38,7 +38,7 @@ def test_image_size_is_refused_for_data_that_are_not_resized(settings: dict[str,
     with pytest.raises(ConfigError) as caught:
         load_dataset(_config(**settings, image_size=8))
     named = " or ".join(settings.values())
-    assert str(caught.value) == f"image_size applies only to folders of images (images), not to {named}"
+    assert str(caught.value) == f"image_size applies only to images in files (images, hf), not to {named}"
 
 
 def test_image_size_is_for_the_other_data_set_too() -> None:

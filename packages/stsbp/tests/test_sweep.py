@@ -21,10 +21,11 @@ import pytest
 import stsbp as package
 from click.testing import Result
 from stsbp.config import SettingsSource, resolve
+from stsbp.energy.table import energy_table
 from stsbp.errors import CheckpointError, ConfigError, FileError
 from stsbp.processes.job import Job
 from stsbp.sweeps.methods import TrialHeartbeat
-from stsbp.sweeps.objectives import OBJECTIVES
+from stsbp.sweeps.objectives import OBJECTIVES, figures_of
 from stsbp.sweeps.show import TrialRow, best_rows, train_words
 from stsbp.sweeps.vary import NumberRange, ValueList, grid_values, read_variations
 from stsbp.training.metrics import read_records
@@ -282,6 +283,49 @@ def test_several_objectives_have_a_pareto_front(stsbp: Call, sweep: Call, tmp_pa
     assert page.count("<svg") == 6
     assert "Pareto front" in page
     assert f"trial {found.best[0]['trial']} again: stsbp --backend numpy train digits" in ended.stdout
+
+
+PRICES = """name = "mine"
+[pj]
+add = 0.25
+multiply = 2.0
+compare = 0.25
+"""
+
+
+def test_two_energy_tables_of_one_name_are_not_mixed(sweep: Call, tmp_path: Path) -> None:
+    asked = (*TWO, "--objective", "energy", "--energy-table", "own.toml")
+    (tmp_path / "own.toml").write_text(PRICES)
+    assert sweep(*asked, "--trials", 1).exit_code == 0
+    run = package.load_run(tmp_path / "s" / "trial-0")
+    prices = energy_table(str(tmp_path / "own.toml")).digest()
+    assert figures_of(run.folder, run.settings, prices)["energy"] > 0
+    (tmp_path / "own.toml").write_text(PRICES.replace("2.0", "3.0"))
+    other = energy_table(str(tmp_path / "own.toml")).digest()
+    # Energies by these prices would be compared with those of the first trial.
+    ended = sweep(*asked, "--trials", 2)
+    assert ended.exit_code == 1
+    assert f"the prices of the energy table 'mine': SHA-256 {prices[:16]}... in the study" in ended.stderr
+    assert f"{other[:16]}... asked" in ended.stderr
+    assert "energy" not in figures_of(run.folder, run.settings, other)
+    # A table of the same prices is the same table, whatever its source says.
+    (tmp_path / "own.toml").write_text(PRICES.replace("[pj]", 'source = "a paper"\n[pj]'))
+    assert sweep(*asked, "--trials", 1).exit_code == 0
+
+
+def test_a_study_of_before_has_the_prices_of_the_first_that_joins(tmp_path: Path) -> None:
+    with quiet():
+        first = Study.join(open_storage(None, tmp_path, TrialHeartbeat()), "s", identity(energy_table="mine"))
+        record = {key: value for key, value in first.identity.record.items() if key != "energy_sha256"}
+        first.study.set_user_attr("stsbp", record)
+        assert Study.read(first.storage, "s").identity.energy_sha256 == ""
+        joined = Study.join(first.storage, "s", identity(energy_table="mine", energy_sha256="a" * 64))
+        assert joined.identity.id == first.identity.id
+        assert Study.read(first.storage, "s").identity.energy_sha256 == "a" * 64
+        with pytest.raises(
+            ConfigError, match=r"the energy table 'mine': SHA-256 a{16}... in the study, b{16}... asked"
+        ):
+            Study.join(first.storage, "s", identity(energy_table="mine", energy_sha256="b" * 64))
 
 
 @pytest.mark.parametrize(

@@ -23,7 +23,8 @@ __all__ = ["PRESETS", "NamedPreset", "Published", "defaults"]
 def defaults(dataset: str, loss: str) -> Mapping[str, Setting]:
     """The default settings for a data set and a loss. Empty for an unknown name.
 
-    `folder:PATH` uses the settings of `images`, and `sequences:PATH` those of `sequences`.
+    `folder:PATH` uses the settings of `images`, and `sequences:PATH` those of `sequences`. Those of
+    `hf:PATH` depend on the data.
     """
     if not is_known(dataset):
         return {}

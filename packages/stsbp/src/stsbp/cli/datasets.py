@@ -56,7 +56,7 @@ def command(name: str | None, as_json: bool) -> None:
 
 
 def _facts(info: DatasetInfo) -> dict[str, Any]:
-    fields = (field.name for field in dataclasses.fields(info) if field.name not in ("load", "steps"))
+    fields = (field.name for field in dataclasses.fields(info) if field.name not in ("load", "steps", "at"))
     values = {name: getattr(info, name) for name in fields}
     default_settings = {
         key: value._asdict() if isinstance(value, ByLoss) else value for key, value in info.defaults.items()

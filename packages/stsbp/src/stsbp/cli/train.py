@@ -93,7 +93,7 @@ def command(
     """Train a network on DATASET.
 
     DATASET is one of the names that `stsbp datasets` lists. For your own files, give folder:PATH (images), events:PATH
-    (recordings of events) or sequences:PATH (spike rasters).
+    (recordings of events), sequences:PATH (spike rasters) or hf:PATH (a data set of Hugging Face on the disk).
 
     Settings come from five places: the defaults shown below, the default settings of the data set (see `stsbp datasets
     NAME`), --preset, --config, and the options. Each place overrides the places before it.

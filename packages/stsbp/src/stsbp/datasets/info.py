@@ -42,6 +42,8 @@ class DatasetInfo:
             on the loss is a `ByLoss`.
         steps: function that returns the number of steps of the samples at a path, which `stsbp train NAME` uses by
             default; None if the path does not determine it. It may raise a `DataError`. None: `defaults` determine it.
+        at: function that returns the `DatasetInfo` of the data at a path, for names with a path, if coding and default
+            settings depend on the data. None: they do not.
         test_set: the published test set in words, for the help of users; empty: there is none, or it is not described.
         default_holdout: samples that are held out as the test set if the source has none, as a number or as a share in
             words. None: no samples can be held out; without a `test_set`, the test samples are the training samples.
@@ -67,6 +69,7 @@ class DatasetInfo:
     load: Callable[[Request], Dataset]
     defaults: Mapping[str, Setting | ByLoss] = field(default_factory=dict)
     steps: Callable[[Path], int | None] | None = None
+    at: Callable[[Path], DatasetInfo] | None = None
     test_set: str = ""
     default_holdout: int | str | None = "a fifth"
     needs_data_dir: bool = True

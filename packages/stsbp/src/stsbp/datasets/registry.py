@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import importlib
 import os
+import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
@@ -58,6 +59,7 @@ _BUILT_IN = {
     "randman": "randman:RANDMAN",
     "events": "events:EVENTS",
     "sequences": "sequences:SEQUENCES",
+    "hf": "hf:HF",
 }
 """Modules of this project's data sets, relative to `stsbp.datasets`."""
 
@@ -129,18 +131,25 @@ def _code_of(info: DatasetInfo, function: Callable[..., Any], role: str) -> Abst
 DATASETS: Mapping[str, DatasetInfo] = _Datasets()
 """All data sets by name, including those of other packages. Names are known without importing anything."""
 
-_PREFIXES = {"folder:": "images", "sequences:": "sequences", "events:": "events"}
+_PREFIXES = {"folder:": "images", "sequences:": "sequences", "events:": "events", "hf:": "hf"}
 """Prefixes of a path, and the data sets that they stand for."""
+
+_OF_HUB = re.compile(r"hf:([\w-]+(?:\.[\w-]+)*/[\w-]+(?:\.[\w-]+)*@[0-9a-f]{40})")
+"""The name of a data set in the cache of the library `datasets`, which is the same on every machine and so no path."""
 
 
 def named_path(name: str) -> tuple[str, Path] | None:
     """The prefix and the path of a name such as `folder:PATH`, which contains the place of its data; else None.
+
+    `hf:OWNER/NAME@COMMIT` contains no path.
 
     Raises:
         DataError: `name` is not text.
     """
     if not isinstance(name, str):
         raise DataError(f"a data set has a name such as 'digits', got {shown(name)}")
+    if _OF_HUB.fullmatch(name):
+        return None
     prefix = next((prefix for prefix in _PREFIXES if name.startswith(prefix)), None)
     return None if prefix is None else (prefix, Path(name[len(prefix) :]))
 
@@ -173,6 +182,8 @@ def steps_of(name: str, data_dir: str) -> int | None:
     """
     count, named = info_of(name).steps, named_path(name)
     path = data_dir or os.environ.get("STSBP_DATA", "") if named is None else named[1]
+    if of_hub := _OF_HUB.fullmatch(name):
+        path = of_hub[1]
     if count is None or not str(path):
         return None
     with _code_of(info_of(name), count, "function steps"):
@@ -183,7 +194,12 @@ def _parse_name(name: str) -> tuple[DatasetInfo, str, dict[str, str]]:
     """The data set of a name, the argument after the name, and the options."""
     named = named_path(name)
     if named is not None:
-        return DATASETS[_PREFIXES[named[0]]], "", {}
+        info = DATASETS[_PREFIXES[named[0]]]
+        return info if info.at is None else info.at(expanded(named[1])), "", {}
+    if of_hub := _OF_HUB.fullmatch(name):
+        info = DATASETS["hf"]
+        assert info.at is not None
+        return replace(info.at(Path(of_hub[1])), needs_data_dir=False), of_hub[1], {}
     if name == _ARRAYS:
         return _info("arrays:ARRAYS"), "", {}
     dataset_name, *words = name.split(":")
@@ -255,7 +271,8 @@ def load(
 
     Args:
         name: a key of `DATASETS`, perhaps with options (`NAME:option=value`), or `folder:PATH` for an image folder,
-            `sequences:PATH` for a file of rasters, or `events:PATH` for a file of events.
+            `sequences:PATH` for a file of rasters, `events:PATH` for a file of events, or `hf:PATH` and
+            `hf:OWNER/NAME@COMMIT` for a data set of Hugging Face on the disk.
         data_dir: folder of its files, by default `$STSBP_DATA`. The PATH of a name overrides it, and a note says so.
         steps: T of event frames.
         seed: seed of the split (held-out and limited samples), not of training.

@@ -130,7 +130,7 @@ def _validations(records: Iterable[dict[str, Any]]) -> dict[int, dict[str, Any]]
     return {r["epoch"]: r for r in records if r["kind"] == "evaluation" and r.get("split") == "validation"}
 
 
-def figures_of(folder: Path, config: RunConfig, energy_table: str = "") -> dict[str, float]:
+def figures_of(folder: Path, config: RunConfig, energy_sha256: str = "") -> dict[str, float]:
     """All figures of a run at its best checkpoint that its folder has.
 
     `epoch` is the number of that epoch, and `seconds` the time of all updates.
@@ -140,7 +140,8 @@ def figures_of(folder: Path, config: RunConfig, energy_table: str = "") -> dict[
     Args:
         folder: folder of the run.
         config: its settings.
-        energy_table: name of the table of energies; "": none is needed.
+        energy_sha256: SHA-256 of the prices of operations (`EnergyTable.digest`); "": no energy is needed. Energies by
+            other prices are not read.
 
     Raises:
         CheckpointError: the folder has no best checkpoint, or no record of its validation.
@@ -158,9 +159,9 @@ def figures_of(folder: Path, config: RunConfig, energy_table: str = "") -> dict[
         latency = record["measures"]["latency"]["median"]
         # Without any right spike, the answer never comes. All steps of a sample are the largest value.
         figures["latency"] = float(config.steps if latency is None else latency)
-    energy = stored_energy(folder) if energy_table else None
-    asked = (best["sha256"], "validation", energy_table)
-    if energy is not None and (energy["sha256"], energy["split"], energy["table"]) == asked:
+    energy = stored_energy(folder) if energy_sha256 else None
+    asked = (best["sha256"], "validation", energy_sha256)
+    if energy is not None and (energy["sha256"], energy["split"], energy["table_sha256"]) == asked:
         samples, layers = energy["samples"], energy["layers"]
         figures["energy"] = energy["pj"]["total"]
         kinds = ("accumulations", "multiplications")

@@ -164,7 +164,8 @@ class StudyIdentity:
         variations: the varied settings.
         objectives: the objectives.
         sampler, pruner: how values are chosen, and which trials end early.
-        energy_table: the energy of operations; "": no objective needs it.
+        energy_table: name of the table of the energy of operations; "": no objective needs it.
+        energy_sha256: SHA-256 of its prices (`EnergyTable.digest`), since two tables can have the same name.
         id: a text that no other study has.
     """
 
@@ -174,6 +175,7 @@ class StudyIdentity:
     sampler: str
     pruner: str
     energy_table: str = ""
+    energy_sha256: str = ""
     id: str = ""
 
     def config(self, params: Mapping[str, Any]) -> RunConfig:
@@ -193,6 +195,7 @@ class StudyIdentity:
             "sampler": self.sampler,
             "pruner": self.pruner,
             "energy_table": self.energy_table,
+            "energy_sha256": self.energy_sha256,
         }
 
     def unlike(self, stored: Mapping[str, Any]) -> list[str]:
@@ -207,6 +210,13 @@ class StudyIdentity:
             for name in names
             if stored[name] != own[name]
         ]
+        # A study of an earlier version has no digest (`Study.join`).
+        prices = stored.get("energy_sha256", own["energy_sha256"])
+        if stored["energy_table"] == own["energy_table"] and prices != own["energy_sha256"]:
+            lines.append(
+                f"the prices of the energy table {own['energy_table']!r}: SHA-256 {prices[:16]}... in the study, "
+                f"{own['energy_sha256'][:16]}... asked; energies by other prices cannot be compared"
+            )
         if config.patience != self.settings.patience:
             lines.append(f"patience: {config.patience} in the study, {self.settings.patience} asked")
         return lines
@@ -305,7 +315,11 @@ class Study:
             study = optuna.load_study(storage=storage, study_name=name)
             stored = _awaited_identity(study)
             if stored is not None:
-                return cls(study, storage, dataclasses.replace(identity, id=_checked(stored, name, identity)))
+                identity = dataclasses.replace(identity, id=_checked(stored, name, identity))
+                if "energy_sha256" not in stored:
+                    # An earlier version made the study. From now on, it has the prices of the first one that joins.
+                    study.set_user_attr(_IDENTITY, {**stored, "energy_sha256": identity.energy_sha256})
+                return cls(study, storage, identity)
             if study.get_trials(deepcopy=False):
                 raise ConfigError(
                     f"the study {name!r} was not made by stsbp sweep; choose another name with --study"
@@ -476,7 +490,11 @@ def _read_identity(stored: Mapping[str, Any], name: str) -> StudyIdentity:
             RunConfig(**stored["settings"]),
             {key: variation_of(record) for key, record in stored["vary"].items()},
             tuple(OBJECTIVES[key] for key in stored["objectives"]),
-            *(str(stored[key]) for key in ("sampler", "pruner", "energy_table", "id")),
+            str(stored["sampler"]),
+            str(stored["pruner"]),
+            str(stored["energy_table"]),
+            str(stored.get("energy_sha256", "")),
+            str(stored["id"]),
         )
     except (KeyError, TypeError, ValidationError) as error:
         raise CheckpointError(f"what the study {name!r} says about itself is damaged: {error}") from error

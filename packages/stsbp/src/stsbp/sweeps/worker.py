@@ -229,9 +229,8 @@ def run_sweep(plan: SweepPlan, options: Sequence[str], print_line: Callable[[str
 
     request = plan.request
     table = asked_table(energy=True, name=request.energy_table) if needs_energy(plan.objectives) else None
-    identity = StudyIdentity(
-        plan.config, plan.variations, plan.objectives, plan.sampler, plan.pruner, "" if table is None else table.name
-    )
+    prices = ("", "") if table is None else (table.name, table.digest())
+    identity = StudyIdentity(plan.config, plan.variations, plan.objectives, plan.sampler, plan.pruner, *prices)
     folder = RunFolder(plan.path)
     with folder.lock(), quiet(), stopping() as stop:
         study = Study.join(open_storage(request.storage, plan.path, request.heartbeat), plan.study_name, identity)
@@ -483,7 +482,7 @@ class _Worker:
     def _finish(self, one: _Running) -> None:
         objectives, trial = self.plan.objectives, one.trial
         try:
-            figures = figures_of(one.path, one.config, self.study.identity.energy_table)
+            figures = figures_of(one.path, one.config, self.study.identity.energy_sha256)
             if len(objectives) == 1 and objectives[0].each_epoch:
                 self._report(one, objectives[0])
         except StsbpError as error:
@@ -497,7 +496,10 @@ class _Worker:
             self.running.append(one)
             return
         if lacking := [objective.key for objective in objectives if objective.key not in figures]:
-            self._failed(trial, f"the run has no value of {', '.join(lacking)}")
+            reason = f"the run has no value of {', '.join(lacking)}"
+            if one.evaluates and "energy" not in figures:
+                reason += ": its energy was computed with other prices than those of the study; was the table changed?"
+            self._failed(trial, reason)
             return
         values = [figures[objective.key] for objective in objectives]
         text = ", ".join(f"{objective.key} {objective.shown(figures[objective.key])}" for objective in objectives)

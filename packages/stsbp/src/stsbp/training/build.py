@@ -352,7 +352,7 @@ def load_dataset(
     names = [config.dataset, *([config.test_on] if config.test_on else [])]
     if config.image_size and not any(info_of(name).resizable for name in names):
         applicable = ", ".join(known_info.name for known_info in known_infos() if known_info.resizable)
-        raise ConfigError(f"image_size applies only to folders of images ({applicable}), not to {' or '.join(names)}")
+        raise ConfigError(f"image_size applies only to images in files ({applicable}), not to {' or '.join(names)}")
     if not config.test and (config.test_on or config.holdout):
         raise ConfigError("test = false (--no-test) means that there is no test set: leave out test_on and holdout")
     if config.test_on and (config.holdout or config.test_on == config.dataset):

@@ -5,6 +5,7 @@ The command line and `stsbp.train` make the same plan from their arguments.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
@@ -173,9 +174,9 @@ def shared(plan: RunPlan | None, group: Group, sources: list[SettingsSource]) ->
 
 
 def _new_folder(dataset: str) -> Path:
-    """`runs/DATASET-DATE-TIME`. For `folder:PATH` and `sequences:PATH`, the last part of the path, without colons."""
+    """`runs/DATASET-DATE-TIME`. For names with a path, such as `folder:PATH`, the last part of the path."""
     named = named_path(dataset)
-    name = dataset.replace(":", "-") if named is None else named[1].stem
+    name = re.sub("[:/]", "-", dataset) if named is None else named[1].stem
     return Path("runs") / f"{name}-{datetime.now():%Y%m%d-%H%M%S}"
 
 
