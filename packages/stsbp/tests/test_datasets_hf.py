@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import json
-import os
 import re
 import subprocess
 import sys
@@ -23,9 +22,13 @@ from stsbp.datasets.registry import info_of, steps_of
 from stsbp.errors import DataError
 from stsbp_spec.typing import AnyArray
 
-# It looks for the network when it is imported, unless this says that there is none.
-os.environ.setdefault("HF_HUB_OFFLINE", "1")
-hf = pytest.importorskip("datasets")
+# It looks for the network when it is imported, unless this says that there is none. The variable is read once, and
+# tests of other files download from a server on this machine.
+constants = pytest.importorskip("huggingface_hub.constants")
+with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(constants, "HF_HUB_OFFLINE", True)
+    patch.setenv("HF_HUB_OFFLINE", "1")
+    hf = pytest.importorskip("datasets")
 pa = pytest.importorskip("pyarrow")
 pillow = pytest.importorskip("PIL.Image")
 

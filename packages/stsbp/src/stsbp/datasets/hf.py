@@ -350,8 +350,8 @@ class _Reader:
         place = self._place(split, columns.inputs)
         rasters = _spikes(sample_values(batch[columns.inputs], place, first), place, first)
         if rasters.shape[1] != steps:
-            found = rasters.shape[1]
-            raise DataError(f"{place}: samples have {found} steps, not {steps}: give --steps {found}")
+            stored = rasters.shape[1]
+            raise DataError(f"{place}: samples have {stored} steps, not {steps}: give --steps {stored!r}")
         if not columns.lengths:
             return rasters, None
         place = self._place(split, columns.lengths)
