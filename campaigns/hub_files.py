@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from stsbp.hub.export import write_run
+from stsbp.hub.folder import write_folder
 from stsbp.hub.network import read_folder
 from stsbp.training.run_folder import RunFolder
 from stsbp.training.trained import load_trained
@@ -54,9 +54,8 @@ def _exported(root: Path, run: str, weights: str) -> dict[str, bytes]:
     folder = root.parent / f"exported-{run}"
     shutil.rmtree(folder, ignore_errors=True)
     source = root / "work" / "runs" / run
-    write_run(
-        load_trained(RunFolder(source), "last", open_backend("numpy")), run, folder, (), packed=weights == _PACKED
-    )
+    trained = load_trained(RunFolder(source), "last", open_backend("numpy"))
+    write_folder(trained, folder, run, (), packed=weights == _PACKED)
     files = {name: (folder / name).read_bytes() for name in (_CONFIG, weights)}
     shutil.rmtree(folder)
     return files

@@ -56,7 +56,7 @@ def table(folders: Path = FOLDERS) -> str:
     lines = ["| Model | Network | Test | Bytes | SHA-256 of the weights |", "|---|---|---|---|---|"]
     for config in sorted(folders.glob(f"*/{CONFIG}")):
         record, file = read_record(config, config.parent.name)
-        test = result_text(None if record.test is None else record.test.model_dump(exclude_unset=True))
+        test = result_text(record.tested)
         size = f"{(config.parent / file).stat().st_size:,}"
         lines.append(f"| `{config.parent.name}` | `{record.settings['net']}` | {test} | {size} | `{record.sha256}` |")
     return "\n".join(lines) + "\n"

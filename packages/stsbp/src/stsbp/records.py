@@ -16,6 +16,7 @@ from typing import Annotated, Any, Literal, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
 
 __all__ = [
+    "PACKED_EXPONENTS",
     "Best",
     "Cache",
     "CheckpointRecord",
@@ -390,11 +391,15 @@ class Start(Record):
     command: Annotated[list[str], Field(min_length=1)] | None = None
 
 
+PACKED_EXPONENTS = range(-112, 127)
+"""Exponents of packed integers. Every unit is a normal float32 number, and so is 2^15 of the largest."""
+
+
 class PackedTensor(Record):
     """A tensor in a packed file of weights (`stsbp.hub.packing`)."""
 
     shape: Annotated[list[Annotated[int, Field(ge=0, lt=2**31)]], Field(max_length=8)]
-    exponent: Annotated[int, Field(ge=-112, le=126)] | None
+    exponent: Annotated[int, Field(ge=PACKED_EXPONENTS[0], le=PACKED_EXPONENTS[-1])] | None
 
 
 class HubRecord(Record):
@@ -412,6 +417,11 @@ class HubRecord(Record):
     """The last test of these weights. None: they were not tested, or an earlier version wrote the folder."""
     packed: dict[str, PackedTensor] | None = None
     """The tensors of a packed file, in the order of its bytes."""
+
+    @property
+    def tested(self) -> dict[str, Any] | None:
+        """The figures of the last test, without those that the folder does not have."""
+        return None if self.test is None else self.test.model_dump(exclude_unset=True)
 
 
 class TrackingRecord(Record):

@@ -87,7 +87,7 @@ class Run(Trained):
         """
         with in_python():
             self._check_current()
-            return [comparison.flat(record) for record in read_records(self.folder, self.settings, warn_caller)]
+            return [comparison.flat(record) for record in self._records()]
 
     def _check_current(self) -> None:
         """Raise `CheckpointError` if the folder's run has other settings than this object, which was loaded before."""
@@ -213,7 +213,7 @@ class Run(Trained):
         """
         with in_python():
             file = path_of("path", path)
-            return Exported(file, tuple(export(self, self.folder, form, file, options, self._records_for(form))))
+            return Exported(file, tuple(export(self, self.folder, form, file, options, self._records)))
 
     def push_to_hub(self, repository: str, *, private: bool | None = None, license: str = "") -> str:
         """Send the network to a repository of the Hugging Face Hub, as the folder that `export("hub", ...)` writes.
@@ -234,12 +234,12 @@ class Run(Trained):
 
         with in_python(), tempfile.TemporaryDirectory(prefix="stsbp-") as path:
             options = {"license": license} if license else {}
-            export(self, self.folder, "hub", Path(path), options, self._records_for("hub"))
+            export(self, self.folder, "hub", Path(path), options, self._records)
             return push_folder(Path(path), repository, private=private)
 
-    def _records_for(self, form: str) -> list[dict[str, Any]]:
-        """The records that an export needs."""
-        return read_records(self.folder, self.settings, warn_caller) if form == "hub" else []
+    def _records(self) -> list[dict[str, Any]]:
+        """The records of the run, as they are stored."""
+        return read_records(self.folder, self.settings, warn_caller)
 
     def _one_of(self, name: str, on: str | None) -> str:
         if on is not None:

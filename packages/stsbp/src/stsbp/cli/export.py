@@ -86,6 +86,5 @@ def command(run: str, form: str, out: Path, checkpoint: str, **options: Any) -> 
 
     source = Source.of(run, checkpoint)
     trained = source.trained(NumpyBackend(), say_warning)
-    records = source.records(say_warning) if form == "hub" else []
-    for line in export(trained, source.path, form, out, given_options, records):
+    for line in export(trained, source.path, form, out, given_options, lambda: source.records(say_warning)):
         say(line)

@@ -30,12 +30,11 @@ def command(name: str | None, as_json: bool) -> None:
     rows = []
     for model, folder in folders.items():
         record, file = read_record(folder / CONFIG, f"model:{model}")
-        test = None if record.test is None else record.test.model_dump(exclude_unset=True)
         facts = {
             "name": model,
             "dataset": record.settings.get("dataset"),
             "net": record.settings.get("net"),
-            "test": test,
+            "test": record.tested,
             "bytes": (folder / file).stat().st_size,
             "sha256": record.sha256,
         }
@@ -44,7 +43,7 @@ def command(name: str | None, as_json: bool) -> None:
         elif name is not None:
             say((folder / CARD).read_text(encoding="utf-8").rstrip())
         else:
-            rows.append([model, str(facts["dataset"]), str(facts["net"]), result_text(test)])
+            rows.append([model, str(facts["dataset"]), str(facts["net"]), result_text(record.tested)])
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     for row in rows:
         say("  ".join(f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True)).rstrip())

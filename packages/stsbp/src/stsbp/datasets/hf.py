@@ -388,10 +388,9 @@ class _Reader:
     def _axes(self, split: SplitFiles) -> int:
         """Number of axes of a raster, 2 or 4, from the first batch."""
         column = self.columns.inputs
-        for first, batch in read_batches(split, self._digests[split.name], (column,)):
-            place = self._place(split, column)
-            return _spikes(sample_values(batch[column], place, first), place, first).ndim - 1
-        raise DataError(f"{split} has no samples; leave the split out of the data set, or save it with samples")
+        place = self._place(split, column)
+        first, batch = next(self._batches(split))
+        return _spikes(sample_values(batch[column], place, first), place, first).ndim - 1
 
     def sequences(self, split: SplitFiles) -> tuple[SequenceSplit, Shape, AnyArray]:
         """The rasters of a split with target sequences, the shape of a step, and an empty array like the targets."""

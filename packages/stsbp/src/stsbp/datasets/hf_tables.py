@@ -26,6 +26,7 @@ from stsbp_spec.typing import AnyArray
 from stsbp_spec.validation import listed, shown
 
 from stsbp import records
+from stsbp.datasets.hf_names import HUB_NAME
 from stsbp.errors import DataError, StsbpError
 from stsbp.files import GIGABYTE, MEGABYTE, has_file, has_folder, open_regular, read_regular
 from stsbp.records import Count, Record
@@ -41,7 +42,6 @@ __all__ = [
 ]
 
 LARGEST_FILE = 64 * GIGABYTE
-_REFERENCE = re.compile(r"(?P<owner>[\w-]+(\.[\w-]+)*)/(?P<name>[\w-]+(\.[\w-]+)*)@(?P<commit>[0-9a-f]{40})")
 _SPLIT = re.compile(r"\w+(\.\w+)*")
 _END = b"\xff\xff\xff\xff\0\0\0\0"
 """The last bytes of a complete stream of Arrow messages."""
@@ -133,7 +133,7 @@ def cached_folder(path: Path) -> Path:
     """
     if has_folder(path):
         return path
-    reference = _REFERENCE.fullmatch(str(path))
+    reference = HUB_NAME.fullmatch(str(path))
     if reference is None:
         last = "/".join(path.parts[-2:])
         raise DataError(

@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import importlib
 import os
-import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
@@ -25,6 +24,7 @@ from stsbp_spec.validation import integer, shown, truth
 
 from stsbp.datasets.base import Dataset, GuardedSplit, ProgressCallback, Request, Subset, lengths_of, select_balanced
 from stsbp.datasets.cache import default_cache_dir, expanded
+from stsbp.datasets.hf_names import HUB_NAME
 from stsbp.datasets.info import DatasetInfo
 from stsbp.errors import DataError, did_you_mean
 
@@ -134,8 +134,11 @@ DATASETS: Mapping[str, DatasetInfo] = _Datasets()
 _PREFIXES = {"folder:": "images", "sequences:": "sequences", "events:": "events", "hf:": "hf"}
 """Prefixes of a path, and the data sets that they stand for."""
 
-_OF_HUB = re.compile(r"hf:([\w-]+(?:\.[\w-]+)*/[\w-]+(?:\.[\w-]+)*@[0-9a-f]{40})")
-"""The name of a data set in the cache of the library `datasets`, which is the same on every machine and so no path."""
+
+def _hub_name(name: str) -> str:
+    """OWNER/NAME@COMMIT of the name of a data set of the Hub, which is no path; "": it is another name."""
+    text = name.removeprefix("hf:")
+    return text if text != name and HUB_NAME.fullmatch(text) else ""
 
 
 def named_path(name: str) -> tuple[str, Path] | None:
@@ -148,7 +151,7 @@ def named_path(name: str) -> tuple[str, Path] | None:
     """
     if not isinstance(name, str):
         raise DataError(f"a data set has a name such as 'digits', got {shown(name)}")
-    if _OF_HUB.fullmatch(name):
+    if _hub_name(name):
         return None
     prefix = next((prefix for prefix in _PREFIXES if name.startswith(prefix)), None)
     return None if prefix is None else (prefix, Path(name[len(prefix) :]))
@@ -182,8 +185,7 @@ def steps_of(name: str, data_dir: str) -> int | None:
     """
     count, named = info_of(name).steps, named_path(name)
     path = data_dir or os.environ.get("STSBP_DATA", "") if named is None else named[1]
-    if of_hub := _OF_HUB.fullmatch(name):
-        path = of_hub[1]
+    path = _hub_name(name) or path
     if count is None or not str(path):
         return None
     with _code_of(info_of(name), count, "function steps"):
@@ -196,10 +198,10 @@ def _parse_name(name: str) -> tuple[DatasetInfo, str, dict[str, str]]:
     if named is not None:
         info = DATASETS[_PREFIXES[named[0]]]
         return info if info.at is None else info.at(expanded(named[1])), "", {}
-    if of_hub := _OF_HUB.fullmatch(name):
+    if hub_name := _hub_name(name):
         info = DATASETS["hf"]
         assert info.at is not None
-        return replace(info.at(Path(of_hub[1])), needs_data_dir=False), of_hub[1], {}
+        return replace(info.at(Path(hub_name)), needs_data_dir=False), hub_name, {}
     if name == _ARRAYS:
         return _info("arrays:ARRAYS"), "", {}
     dataset_name, *words = name.split(":")

@@ -59,6 +59,7 @@ class HubNetwork:
         name: where it comes from, for messages.
         settings: the settings of its training, without paths.
         inputs: properties of the data that it needs.
+        samples: number of the training samples; None: the folder does not say it.
         network: the network.
         weights: its parameters and statistics by name, float32.
         info: facts about the checkpoint, as `Trained.info` has them.
@@ -70,7 +71,7 @@ class HubNetwork:
         self.settings = _settings(record, name)
         self.inputs = Inputs.of_record(record.inputs)
         self.samples = record.samples
-        test = None if record.test is None else record.test.model_dump(exclude_unset=True)
+        test = record.tested
         self.records: list[dict[str, Any]] = (
             [] if test is None else [{"kind": "evaluation", "split": "test", **_position(record), **test}]
         )

@@ -24,14 +24,12 @@ from stsbp_spec.networks.spec import NetworkSpec
 from stsbp_spec.reference.backend import NumpyBackend
 from stsbp_spec.typing import Float32
 
-from stsbp.records import PackedTensor
+from stsbp.records import PACKED_EXPONENTS, PackedTensor
 
 __all__ = ["MAGIC", "on_grids", "pack", "safetensors_bytes", "unpack", "unpacked_size"]
 
 MAGIC = b"stsbp packed weights\n"
 """The first bytes of a packed file. The others are compressed by zlib."""
-_FINEST, _COARSEST = 126, -112
-"""Exponents of the units of packed integers. Every unit is a normal float32 number, and so is 2^15 of the largest."""
 _LARGEST = 2**15 - 1
 
 
@@ -70,7 +68,7 @@ def _exponent(x: Float32) -> int | None:
     zeros = np.log2(integers & -integers).astype(np.int64)
     q = int(np.max(24 - zeros - exponents))
     is_small = float(np.max(np.abs(x))) * 2.0**q <= _LARGEST
-    return q if _COARSEST <= q <= _FINEST and is_small else None
+    return q if q in PACKED_EXPONENTS and is_small else None
 
 
 def pack(weights: Mapping[str, Float32]) -> tuple[bytes, dict[str, dict[str, Any]]]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,10 +23,10 @@ FORMS = {
     "nir": "stsbp.interop.nir_file",
     "onnx": "stsbp.interop.onnx_file",
     "c": "stsbp.interop.c_source",
-    "hub": "stsbp.hub.export",
+    "hub": "stsbp.hub.folder",
 }
 """Export formats, with the module whose `write(program, about, out)` writes the file and returns the text to print.
-That of `hub` stores settings and records too, and has `write_run(trained, name, out, records)` instead."""
+That of `hub` stores settings and records too, and has `write_folder(trained, out, name, records)` instead."""
 
 OPTIONS = {
     **dict.fromkeys(("layers", "states"), "onnx"),
@@ -68,7 +68,7 @@ def export(
     form: str,
     out: Path,
     options: dict[str, Any],
-    records: Sequence[Mapping[str, Any]] = (),
+    read_records: Callable[[], Sequence[Mapping[str, Any]]],
 ) -> list[str]:
     """Write the network. Returns lines that say what was written, and what is different in the other program.
 
@@ -78,7 +78,7 @@ def export(
         form: a key of `FORMS`.
         out: the file, or for `c` and `hub` the folder.
         options: options of the format (`OPTIONS`).
-        records: the records of the run, for `hub`.
+        read_records: returns the records of the run, which only `hub` needs.
 
     Raises:
         ConfigError: the format is unknown, or does not have an option.
@@ -87,7 +87,7 @@ def export(
     check_options(form, options)
     module, name = importlib.import_module(FORMS[form]), folder.absolute().name
     if form == "hub":
-        return list(module.write_run(trained, name, out, records, **options))
+        return list(module.write_folder(trained, out, name, read_records(), **options))
     about = About(name, trained.info["sha256"], trained.settings.steps, trained.names)
     exported = program(trained.network, trained.weights)
     return list(module.write(exported, about, out, **options))
