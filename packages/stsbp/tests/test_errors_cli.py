@@ -193,6 +193,8 @@ def test_resume_of_nothing(stsbp: Callable[..., Result], tmp_path: Path, refused
     refused(stsbp("train", "--resume", tmp_path / "nosuch"), f"there is no run folder {tmp_path / 'nosuch'}")
     (tmp_path / "empty").mkdir()
     refused(stsbp("train", "--resume", tmp_path / "empty"), "is not a run: it has no config.toml")
+    (tmp_path / "empty" / "config.json").write_text("{}")
+    refused(stsbp("evaluate", tmp_path / "empty"), f"write hub:{tmp_path / 'empty'} for a folder for the Hub")
     refused(stsbp("train", "digits", "--resume"), "--resume RUN or --out RUN --resume")
     refused(stsbp("train", "--resume", "a", "--out", "b"), "name different runs")
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import csv
+import importlib.util
 import io
 import json
 import os
@@ -499,6 +500,11 @@ def test_a_journal_is_a_storage(stsbp: Call, sweep: Call, tmp_path: Path) -> Non
     assert not (tmp_path / "s" / "study.db").exists()
     assert stsbp("sweep", "--table", "--storage", "deep/journal.log").stdout == ended.stdout
     assert "has no study 'yours'; it has: mine" in stsbp("sweep", "--table", *storage[:2], "--study", "yours").stderr
+
+
+@pytest.mark.skipif(importlib.util.find_spec("MySQLdb") is not None, reason="this machine has the module MySQLdb")
+def test_missing_module_of_a_database_is_named(sweep: Call) -> None:
+    assert "--storage mysql: needs the module MySQLdb" in sweep(*TWO, "--storage", "mysql://root@localhost/x").stderr
 
 
 def test_a_stop_saves_everything(sweep: Call, tmp_path: Path) -> None:

@@ -104,7 +104,12 @@ def open_storage(storage: str | None, folder: Path, heartbeat: TrialHeartbeat, *
         beats = {"heartbeat_interval": heartbeat.interval, "grace_period": heartbeat.grace}
         return _database(url, {"engine_kwargs": connect, **beats, **of_stale_trials})
     except ImportError as error:
-        raise ConfigError(f"--storage needs a module for its database: {error}".splitlines()[0]) from error
+        # Optuna's own message leaves out which module is missing.
+        module = getattr(error.__cause__, "name", None) or "of its database"
+        raise ConfigError(
+            f"--storage {url.partition(':')[0]}: needs the module {module}; install it, or name "
+            "another driver in the URL, as in postgresql+psycopg2://"
+        ) from error
     except (sqlalchemy.exc.ArgumentError, ValueError) as error:
         # A port that is no number is a `ValueError`.
         raise ConfigError(

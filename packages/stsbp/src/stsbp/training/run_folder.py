@@ -220,7 +220,8 @@ class RunFolder:
         if not self.is_run:
             if any(self.path.glob(f"seed-*/{self.config.name}")):
                 raise CheckpointError(f"{self.path} is an experiment, not a run: its runs are {self.path / 'seed-*'}")
-            raise CheckpointError(f"{self.path} is not a run: it has no {self.config.name}")
+            hint = f"; write hub:{self.path} for a folder for the Hub" if (self.path / "config.json").exists() else ""
+            raise CheckpointError(f"{self.path} is not a run: it has no {self.config.name}{hint}")
         try:
             config = resolve([read_toml(self.config)], with_preset=False)
         except ConfigError as error:
