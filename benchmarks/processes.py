@@ -2,7 +2,7 @@
 
 Groups of processes live side by side; each makes some steps when it is told to, in turn, on the same batches. Every
 process counts what it sends (messages and bytes of gradients, maxima and reports) and how long it waits for the others.
-What is measured is what one machine's memory carries; the model in docs/scale.md has other links.
+What is measured is what one machine's memory carries; the model in docs/distributed.md has other links.
 """
 
 from __future__ import annotations

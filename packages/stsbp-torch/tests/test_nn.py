@@ -952,10 +952,22 @@ def test_the_code_of_the_page_runs() -> None:
     scope: dict[str, Any] = {}
     for block in (block for block in blocks if "DistributedDataParallel" not in block):
         exec(compile(block, str(page), "exec", dont_inherit=True), scope)
-        if "Mixed" in block:
-            # Ordinary layers before the spikes learn, too.
-            assert scope["net"].before[0].weight.grad.any()
     assert scope["out"].layer_spikes["linear1"].shape == (20, 8, 64)
+
+
+def test_ordinary_layers_before_and_after_spikes_learn() -> None:
+    torch.manual_seed(0)
+    first = torch.nn.Conv2d(1, 8, 3)
+    before = torch.nn.Sequential(first, torch.nn.ReLU(), torch.nn.Flatten(), torch.nn.Linear(288, 32))
+    encode, hidden = LIF(tau_m=5, tau_s=3), SpikingLinear(32, 24, neuron=LIF(tau_m=5, tau_s=3), psp=PSP(3))
+    after = torch.nn.Linear(24, 10)
+    current = before(torch.rand(16, 1, 8, 8))
+    logits = after(hidden(encode(current[None], 10)).mean(0))
+    torch.nn.functional.cross_entropy(logits, torch.randint(0, 10, (16,))).backward()
+    gradient = first.weight.grad
+    assert gradient is not None
+    assert gradient.isfinite().all()
+    assert gradient.any()
 
 
 @pytest.mark.parametrize("dtype", ["uint8", "uint16", "uint32", "uint64", "float8_e4m3fn", "float8_e5m2"])
