@@ -27,7 +27,7 @@ import argparse
 import math
 import statistics
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -96,6 +96,13 @@ def tested(folder: Path, data_dir: str, backend: str) -> dict[str, Any]:
         return {name: stored[name] for name in TESTS} | {"costs": run.evaluate(energy=True)}
 
 
+def spikes_of_sample(cost: Mapping[str, Any]) -> float:
+    """Mean number of spikes in all layers, from an evaluation with its energy."""
+    energy, rates = cost["energy"], cost["rates"]
+    # A neuron is updated once in a step, and its rate is the mean over these updates.
+    return sum(rates[layer["name"]] * layer["updates"] for layer in energy["layers"]) / energy["samples"]
+
+
 def verdict(differences: np.ndarray[Any, np.dtype[np.float64]]) -> tuple[float, float, str]:
     """From `[seeds, samples]` of 1, 0 and -1: d and half of its interval in points, and the verdict."""
     of_samples = 100 * differences.mean(axis=0)
@@ -117,9 +124,10 @@ def decide(out: Path, data_dir: str, backend: str) -> None:
     print("|---|---|---|---|---|---|---|")
     for arm, epochs in ARMS.items():
         accuracies = [" ".join(f"{100 * r[name].mean():.2f}" for r in results[arm]) for name in TESTS]
-        total = [r["costs"]["energy"]["total"] for r in results[arm]]
-        spikes, energy = (statistics.mean(cost[key] for cost in total) for key in ("spikes", "energy"))
-        latency = statistics.mean(r["costs"]["measures"]["latency"]["median"] for r in results[arm])
+        costs = [r["costs"] for r in results[arm]]
+        spikes = statistics.mean(spikes_of_sample(cost) for cost in costs)
+        energy = statistics.mean(cost["energy"]["pj"]["total"] for cost in costs)
+        latency = statistics.mean(cost["measures"]["latency"]["median"] for cost in costs)
         row = (arm, epochs, *accuracies, f"{spikes:.0f}", f"{latency:.1f}", f"{energy / 1000:.1f} nJ")
         print(f"| {' | '.join(map(str, row))} |")
     print("\n| Loss | Against | Test | Difference in points | McNemar's p of each seed | Verdict |")
