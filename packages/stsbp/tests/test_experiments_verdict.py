@@ -25,7 +25,8 @@ pytestmark = pytest.mark.skipif(not SCRIPT.exists(), reason="this is no checkout
 )
 def test_verdicts(better: tuple[int, ...], worse: tuple[int, ...], word: str) -> None:
     spec = importlib.util.spec_from_file_location("verdict", SCRIPT)
-    assert spec is not None and spec.loader is not None
+    assert spec is not None
+    assert spec.loader is not None
     script = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(script)
     differences = np.zeros((3, 10_000))
