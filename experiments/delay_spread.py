@@ -105,7 +105,7 @@ class DelayedNetwork(torch.nn.Module):
         with torch.no_grad():
             self.output.weight.copy_(torch.from_numpy(weights["linear2"]))
         lag = torch.arange(steps)[:, None] - torch.arange(steps)
-        self._lag = torch.where((lag < 0) | (lag > LARGEST), LARGEST + 2, lag).flatten()
+        self._lag = torch.where((lag < 0) | (lag > LARGEST + 1), LARGEST + 2, lag).flatten()
 
     def forward(self, frames: torch.Tensor, kernel: str = "rounded", width: float = 0.0) -> torch.Tensor:
         """Output spikes of `frames`, `[T, B, N]`. The kernel `rounded` is also the one of the evaluation."""
