@@ -39,8 +39,6 @@ from stsbp_spec.models.decoders import nearest_sequence
 from stsbp_spec.registry import open_backend
 from stsbp_spec.typing import Int64, UInt8
 
-__all__ = ["TARGETS", "Checked", "Target", "check", "layers", "main", "sizes", "timed"]
-
 BOARD = Path(__file__).parent / "cortex_m"
 BATCH = 10
 """Samples that the reference computes at a time."""

@@ -48,9 +48,12 @@ class Worker:
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Let it end."""
-        if self.process.poll() is None:
+        """Let it end, or end it."""
+        try:
             self.process.communicate(timeout=60)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.communicate()
 
     def wait(self, patience: float) -> Worker:
         """Wait until it is warm; `ready` is then what it says of itself.

@@ -20,15 +20,13 @@ from typing import Literal, TypeAlias
 
 sys.path[:0] = [str(Path(__file__).parents[1])]
 
-from options import guarded, parser_of, write_report  # noqa: E402
+from harness import guarded, parser_of, table, write_report  # noqa: E402
 from stsbp.benchmarks.cases import CASES, Case  # noqa: E402
 from stsbp.benchmarks.kernels import BACKWARD_BYTES, COPIED, FORWARD_BYTES, SIZES  # noqa: E402
 from stsbp.training.build import build_network  # noqa: E402
 from stsbp_spec.networks.layers import Block  # noqa: E402
 from stsbp_spec.networks.ops import AvgPool2d, Conv2d  # noqa: E402
 from stsbp_spec.networks.spec import NetworkSpec  # noqa: E402
-
-__all__ = ["BACKENDS", "GPUS", "Expectation", "Gpu", "Host", "Work", "kernels", "main", "step", "table", "verdict"]
 
 Unit: TypeAlias = Literal["none", "float32", "half", "float64"]
 

@@ -23,8 +23,6 @@ from stsbp.benchmarks.device import describe  # noqa: E402
 from stsbp_spec.errors import BackendError  # noqa: E402
 from stsbp_spec.registry import installed_backends, load_backend, open_backend  # noqa: E402
 
-__all__ = ["ceilings", "main"]
-
 
 def ceilings(gpu: expected.Gpu, device: str = "cuda", size: int = 8192) -> dict[str, Any]:
     """Measured and assumed speeds of torch's `device`: bytes and operations a second."""

@@ -26,8 +26,6 @@ from stsbp_spec.models.optim import AdamW
 from stsbp_spec.networks.spec import NetworkSpec
 from stsbp_spec.registry import open_backend
 
-__all__ = ["build"]
-
 
 class StsbpNetwork:
     """A training step, or the floor, on the problem's batch."""
