@@ -15,8 +15,12 @@ from pathlib import Path
 from typing import Any
 
 from stsbp.benchmarks.device import describe, threads_used
+from stsbp.datasets import Split
 from stsbp.errors import StsbpError
 from stsbp.files import write_atomically
+from stsbp.training.build import load_data
+from stsbp.training.run_folder import RunFolder
+from stsbp.training.trained import Trained, load_trained
 from stsbp_spec.engine.backend import AbstractBackend
 from stsbp_spec.registry import open_backend
 from workers import WorkerError
@@ -109,3 +113,10 @@ def spread(seconds: dict[str, float], digits: str = ".1f", unit: float = 1e3) ->
     """Median and quartiles of `Timing.to_json` as two cells, in milliseconds or what `unit` says."""
     median, low, high = (f"{unit * seconds[key]:{digits}}" for key in ("median", "low", "high"))
     return [median, f"{low} - {high}"]
+
+
+def tested(run: Path, backend: AbstractBackend, data_dir: Path | None) -> tuple[Trained, Split]:
+    """A trained run on a backend, and its test samples; `data_dir`: where its data are now."""
+    trained = load_trained(RunFolder(run), "last", backend)
+    data = load_data(trained.settings, moved_data_dir=str(data_dir) if data_dir else None, has_begun=True)
+    return trained, trained.samples(data, "test")

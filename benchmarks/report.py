@@ -41,12 +41,14 @@ def backend_section(report: dict[str, Any]) -> str:
     command += f" --rounds {settings['rounds']}"
     cells = []
     for row in report["rows"]:
-        seconds, ratio, share = row["seconds"], row["ratio"], row["group"] == "kernels"
+        seconds, ratio = row["seconds"], row["ratio"]
         times = ["", ""]
         if seconds:
             times = spread(seconds, ".3g")
             times[1] *= seconds["runs"] > 1
-        verdict = "" if ratio is None else f"{ratio:.0%} of {row['floor']}" if share else f"{ratio:.2f} x {row['floor']}"
+        verdict = (
+            "" if ratio is None else f"{ratio:.0%} of {row['floor']}" if share else f"{ratio:.2f} x {row['floor']}"
+        )
         cells.append((row["case"], row["what"], *times, verdict, remarks(row["detail"])))
     title = f"## {machine['backend']} on {machine['device']}"
     columns = ("case", "what", "median ms", "quartiles", "against the floor", "")
@@ -61,7 +63,12 @@ def peers_section(report: dict[str, Any], picture: str | None) -> str:
     command = f"nox -s bench_peers -- --data-dir D {options} --patience {settings['patience']:g}"
     lines = ["## Beside other libraries", "", origin(machine, command), f"Medians of {settings['rounds']} rounds."]
     for case in report["cases"]:
-        lines += ["", f"**{case['case']}**: {case['network']}, data: {case['data']}", "", library_table(case["records"])]
+        lines += [
+            "",
+            f"**{case['case']}**: {case['network']}, data: {case['data']}",
+            "",
+            library_table(case["records"]),
+        ]
         ours, peer = fastest(case["records"], is_stsbp=True), fastest(case["records"], is_stsbp=False)
         if ours and peer:
             ratio = peer["seconds"]["median"] / ours["seconds"]["median"]
@@ -125,8 +132,8 @@ def draw(report: dict[str, Any], path: Path) -> None:
     for panel, case in zip(panels, report["cases"], strict=True):
         timed = [r for r in case["records"] if not r["problem"]]
         floor = next((r for r in timed if r["mode"] == "floor"), None)
-        fastest_of = {r["name"]: r for r in sorted(timed, key=lambda r: -float(r["seconds"]["median"])) if r is not floor}
-        best = list(fastest_of.values())
+        slowest_first = sorted(timed, key=lambda r: -float(r["seconds"]["median"]))
+        best = list({r["name"]: r for r in slowest_first if r is not floor}.values())
         best.sort(key=lambda r: -float(r["seconds"]["median"]))
         medians = [1e3 * r["seconds"]["median"] for r in best]
         spread = [[1e3 * abs(r["seconds"][end] - r["seconds"]["median"]) for r in best] for end in ("low", "high")]

@@ -14,7 +14,7 @@ from typing import Any
 
 sys.path[:0] = [str(Path(__file__).parents[1])]
 
-from options import guarded, parser_of  # noqa: E402
+from harness import guarded, machine, parser_of  # noqa: E402
 from stsbp.benchmarks.cases import CASES, BenchmarkRun, Case, prepare  # noqa: E402
 from stsbp.benchmarks.floor import dense_floor  # noqa: E402
 from stsbp.benchmarks.result import Report, Row  # noqa: E402
@@ -89,7 +89,7 @@ def main(arguments: list[str] | None = None) -> None:
         warm.append(step)
     if options.out is not None:
         settings = {"scale": options.scale, "rounds": options.rounds}
-        Report(describe(open_backend(options.backend, options.device), settings), rows).write(options.out)
+        Report(machine(open_backend(options.backend, options.device), settings), rows).write(options.out)
     # At the end, so that nothing is lost if it fails.
     if options.trace:
         for step in warm:
