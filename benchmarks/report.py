@@ -46,9 +46,8 @@ def backend_section(report: dict[str, Any]) -> str:
         if seconds:
             times = spread(seconds, ".3g")
             times[1] *= seconds["runs"] > 1
-        verdict = (
-            "" if ratio is None else f"{ratio:.0%} of {row['floor']}" if share else f"{ratio:.2f} x {row['floor']}"
-        )
+        share = f"{ratio or 0:.0%} of" if row["group"] == "kernels" else f"{ratio or 0:.2f} x"
+        verdict = "" if ratio is None else f"{share} {row['floor']}"
         cells.append((row["case"], row["what"], *times, verdict, remarks(row["detail"])))
     title = f"## {machine['backend']} on {machine['device']}"
     columns = ("case", "what", "median ms", "quartiles", "against the floor", "")

@@ -95,9 +95,9 @@ def test_a_verdict_compares_with_the_expected_time(measured: float, verdict: str
 
 def test_the_page_has_the_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     expected.main(["--out", str(tmp_path / "expected.json")])
-    assert capsys.readouterr().out == expected.table(H100) + "\n"
+    assert capsys.readouterr().out == expected.expectation_table(H100) + "\n"
     page = (ROOT / "docs" / "gpu.md").read_text()
-    assert expected.table(H100) in page, "write docs/gpu.md anew from `python benchmarks/gpu/expected.py`"
+    assert expected.expectation_table(H100) in page, "write docs/gpu.md anew from `python benchmarks/gpu/expected.py`"
     rows = json.loads((tmp_path / "expected.json").read_text())["rows"]
     assert len(rows) == 3 * (9 + len(CASES))
 
