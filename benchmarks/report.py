@@ -12,15 +12,15 @@ from pathlib import Path
 from typing import Any
 
 from compare import library_table
-from harness import HERE, spread, table
+from harness import HERE, table
 from scaling import scaling_table
 from stsbp.benchmarks.show import remarks
 
 BEGIN, END = "<!-- results, written by benchmarks/report.py -->", "<!-- end of the results -->"
 HEAD = """# Results of the benchmarks
 
-`python benchmarks/report.py` makes this file of the JSON files in this folder. The page `docs/benchmarks.md` explains
-the terms, and has the comparison with other libraries. `measured.md` has measurements without a JSON file."""
+`python benchmarks/report.py` makes this file of the JSON files in this folder. `docs/benchmarks.md` explains the terms
+and compares with other libraries. `measured.md` has what no JSON file has."""
 
 
 def origin(machine: dict[str, Any], command: str) -> str:
@@ -31,27 +31,27 @@ def origin(machine: dict[str, Any], command: str) -> str:
     return f"Machine: {machine['processor']}. Versions: {versions}. Date: {when}. Command: `{command}`."
 
 
-def backend_section(report: dict[str, Any]) -> str:
-    """Tables of one `stsbp benchmark`."""
-    machine = report["machine"]
-    settings = machine["settings"]
-    command = f"stsbp --backend {machine['backend']} --device {machine['device']} benchmark {settings['group']}"
-    if settings["data_dir"]:
-        command += " --data-dir D"
-    command += f" --rounds {settings['rounds']}"
-    cells = []
-    for row in report["rows"]:
-        seconds, ratio = row["seconds"], row["ratio"]
-        times = ["", ""]
-        if seconds:
-            times = spread(seconds, ".3g")
-            times[1] *= seconds["runs"] > 1
-        share = f"{ratio or 0:.0%} of" if row["group"] == "kernels" else f"{ratio or 0:.2f} x"
-        verdict = "" if ratio is None else f"{share} {row['floor']}"
-        cells.append((row["case"], row["what"], *times, verdict, remarks(row["detail"])))
-    title = f"## {machine['backend']} on {machine['device']}"
-    columns = ("case", "what", "median ms", "quartiles", "against the floor", "")
-    return "\n".join([title, "", origin(machine, command), "", table(columns, cells)])
+def backends_section(reports: list[dict[str, Any]]) -> str:
+    """One table of several `stsbp benchmark`: medians, and what the floor says of them."""
+    lines, names, rows = ["## One backend", ""], [], dict[tuple[str, str], dict[str, str]]()
+    for report in reports:
+        machine, settings = report["machine"], report["machine"]["settings"]
+        names.append(f"{machine['backend']} on {machine['device']}")
+        command = f"stsbp --backend {machine['backend']} --device {machine['device']} benchmark {settings['group']}"
+        data = " --data-dir D" if settings["data_dir"] else ""
+        lines.append(
+            f"- {names[-1]}: {origin(machine, ' '.join([command + data, '--rounds', str(settings['rounds'])]))}"
+        )
+        for row in report["rows"]:
+            share = f"{row['ratio'] or 0:.0%} of" if row["group"] == "kernels" else f"{row['ratio'] or 0:.2f} x"
+            verdict = [f"{share} {row['floor']}"] if row["ratio"] is not None else []
+            measured = (
+                f"{1e3 * row['seconds']['median']:.4g}" if row["seconds"] else remarks(row["detail"]).split(" (")[0]
+            )
+            rows.setdefault((row["case"], row["what"]), {})[names[-1]] = ", ".join([measured, *verdict])
+    lines += ["", "Medians in ms, and the peaks of memory:", ""]
+    cells = ((*key, *(row.get(name, "") for name in names)) for key, row in rows.items())
+    return "\n".join([*lines, table(["case", "what", *names], cells)])
 
 
 def peers_section(report: dict[str, Any], picture: str | None) -> str:
@@ -150,7 +150,7 @@ def draw(report: dict[str, Any], path: Path) -> None:
 def main(results: Path = HERE / "results", page: Path = HERE.parent / "docs" / "benchmarks.md") -> None:
     """Replace what stands between the marks of `page`, and write `results`/README.md."""
     compared = ""
-    sections = [HEAD]
+    sections, backends = [HEAD], list[dict[str, Any]]()
     for path in sorted(results.glob("*.json")):
         report = json.loads(path.read_text())
         if path.name == "peers.json":
@@ -161,11 +161,11 @@ def main(results: Path = HERE / "results", page: Path = HERE.parent / "docs" / "
         elif path.name == "crossover.json":
             sections.append(crossover_section(report))
         else:
-            sections.append(backend_section(report))
+            backends.append(report)
     head, marked = page.read_text().split(BEGIN)
     _, tail = marked.split(END)
     page.write_text(f"{head}{BEGIN}\n\n{compared}\n\n{END}{tail}")
-    (results / "README.md").write_text("\n\n".join(sections) + "\n")
+    (results / "README.md").write_text("\n\n".join([*sections, backends_section(backends)]) + "\n")
 
 
 if __name__ == "__main__":

@@ -302,7 +302,7 @@ def test_the_page_takes_its_numbers_from_the_results(tmp_path: Path) -> None:
     assert "numpy on cpu" not in written
     others = (tmp_path / "README.md").read_text()
     assert others.startswith(page.HEAD)
-    assert "## numpy on cpu\n" in others
+    assert "- numpy on cpu: " in others
     assert "norse" not in others
 
 
@@ -312,8 +312,9 @@ def test_a_backends_report_becomes_a_table() -> None:
     backend = open_backend("numpy")
     rows = kernels.measure(backend, scale=0.0001, rounds=2, announce=lambda _: None)
     settings = {"group": "kernels", "data_dir": None, "rounds": 2}
-    text = page.backend_section(Report(device.describe(backend, settings), rows).to_json())
-    assert text.startswith("## numpy on cpu\n")
+    text = page.backends_section([Report(device.describe(backend, settings), rows).to_json()])
+    assert "- numpy on cpu: Machine: " in text
+    assert "| case | what | numpy on cpu |" in text
     assert sum(line.startswith("| T=") for line in text.splitlines()) == 9
     assert "% of copy" in text
 
