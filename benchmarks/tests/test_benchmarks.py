@@ -519,7 +519,7 @@ import os, sys, time
 from workers import serve
 
 def prepare():
-    print("a library's words")
+    print("a library's words", flush=True)
     return {"pid": os.getpid()}, {"add": lambda a, b: {"sum": a + b}, "end": lambda: os._exit(3)}
 
 time.sleep(float(sys.argv[1]))
