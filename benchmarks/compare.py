@@ -61,7 +61,8 @@ def make_problem(
     layers: list[dict[str, Any]] = []
     for block in network.blocks:
         layers += [{"kind": "pool", "size": layer.size} for layer in block.before if isinstance(layer, AvgPool2d)]
-        synapse, fields = block.synapse, {"kind": "linear", "weight": block.name}
+        synapse = block.synapse
+        fields: dict[str, Any] = {"kind": "linear", "weight": block.name}
         if isinstance(synapse, Conv2d):
             fields |= {"kind": "conv", "stride": synapse.stride, "padding": synapse.padding}
         layers.append(fields)
@@ -192,7 +193,7 @@ def compare(
                 print(error, file=sys.stderr, flush=True)
         print("timing", file=sys.stderr, flush=True)
         times = alternated({name: partial(seconds_of, name) for name in workers}, rounds=rounds, warmup=1)
-        records = []
+        records: list[dict[str, Any]] = []
         for _, name, mode in libraries:
             key = f"{name} {mode}"
             records.append({"name": name, "mode": mode, "problem": problems.get(key)})

@@ -35,7 +35,7 @@ class Worker:
     """
 
     def __init__(
-        self, name: str, command: Sequence[str | Path], log: Path, environment: Mapping[str, str] | None = None
+        self, name: str, command: Sequence[object], log: Path, environment: Mapping[str, str] | None = None
     ) -> None:
         self.name, self.log, self.ready = name, log, dict[str, Any]()
         with log.open("w") as errors:
