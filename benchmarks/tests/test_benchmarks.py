@@ -543,12 +543,13 @@ def test_a_worker_answers_until_it_ends(tmp_path: Path) -> None:
 
 
 def test_a_worker_that_ends_says_why(tmp_path: Path) -> None:
-    with worker(tmp_path) as adder, pytest.raises(WorkerError) as ended:
-        adder.wait(60).ask("end")
+    with worker(tmp_path) as adder:
+        with pytest.raises(WorkerError) as ended:
+            adder.wait(60).ask("end")
+        with pytest.raises(WorkerError):
+            adder.ask("add", 1, 2)
     assert ended.value.reason == "exit code 3: a library's words"
     assert str(ended.value) == f"adder: {ended.value.reason}; all that it printed is in {tmp_path / 'log'}"
-    with pytest.raises(WorkerError):
-        adder.ask("add", 1, 2)
 
 
 def test_a_worker_is_waited_for_no_longer_than_it_may_take(tmp_path: Path) -> None:
