@@ -14,11 +14,8 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from options import parser_of
+from harness import HERE, parser_of
 
-__all__ = ["BAND", "main", "ratios", "worse"]
-
-HERE = Path(__file__).parent
 BAND = 0.25
 """Ratios of medians on a quiet machine repeat within a tenth; this leaves room for another machine of the same kind."""
 RATIOS = {"lif forward": True, "lif backward": True, "training step": False, "10 updates, loader": False}

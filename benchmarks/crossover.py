@@ -15,9 +15,8 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-from options import guarded, parser_of, write_report
+from harness import guarded, parser_of, write_report
 from stsbp.benchmarks.cases import CASES, Case
-from stsbp.benchmarks.device import describe
 from stsbp.benchmarks.timing import interleaved
 from stsbp.training.build import build_network
 from stsbp_cpu.engine import block as sparse
@@ -133,8 +132,7 @@ def main(arguments: list[str] | None = None) -> None:
         for name, density in r["crossings"].items():
             print(f"  {name}: " + ("never faster" if density is None else f"up to a density of {density:.3f}"))
     settings = {"rounds": options.rounds, "scale": options.scale, "densities": DENSITIES}
-    report = {"format": 1, "machine": describe(open_backend("torch", "cpu"), settings), "blocks": records}
-    write_report(report, options.out)
+    write_report(options.out, open_backend("torch", "cpu"), settings, blocks=records)
 
 
 if __name__ == "__main__":

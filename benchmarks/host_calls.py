@@ -14,14 +14,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from options import guarded, parser_of, write_report
-from stsbp.benchmarks.device import describe
+from harness import guarded, parser_of, spread, table, write_report
 from stsbp.benchmarks.timing import Timing, interleaved
 from stsbp_jax.engine.host_callback import host_call
 from stsbp_spec.registry import open_backend
 from stsbp_spec.typing import AnyArray
-
-__all__ = ["main", "times"]
 
 _CALLS = 200
 """Of a program that scans."""
@@ -89,18 +86,14 @@ def times(rounds: int, large: int = _LARGE) -> dict[str, Timing]:
     }
 
 
-def main(arguments: list[str] | None = None) -> int:
+def main(arguments: list[str] | None = None) -> None:
     """Read the command line, measure, print a table."""
     options = parser_of(__doc__, "rounds", "out", rounds=21).parse_args(arguments)
     # What the backend does with freed memory is part of a large call.
     backend = open_backend("jax", "cpu")
-    timings = times(options.rounds)
-    print("| | us | quartiles |\n|---|---|---|")
-    for name, timing in timings.items():
-        print(f"| {name} | {1e6 * timing.median:.1f} | {1e6 * timing.low:.1f} - {1e6 * timing.high:.1f} |")
-    machine = describe(backend, {"rounds": options.rounds})
-    write_report({"format": 1, "machine": machine, "times": {k: v.to_json() for k, v in timings.items()}}, options.out)
-    return 0
+    timings = {name: timing.to_json() for name, timing in times(options.rounds).items()}
+    print(table(["", "us", "quartiles"], [(name, *spread(x, unit=1e6)) for name, x in timings.items()]))
+    write_report(options.out, backend, {"rounds": options.rounds}, times=timings)
 
 
 if __name__ == "__main__":

@@ -14,12 +14,11 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-import click
 import numpy as np
+from harness import HERE, guarded, parser_of, table
 from stsbp import load_run
 from stsbp.datasets.npz import read_arrays
 
-HERE = Path(__file__).parent
 ABOVE = "--threshold-above"
 HOW: dict[str, tuple[str, ...]] = {
     "spikingjelly LIFNode": ("--dt", "1e-4"),
@@ -41,7 +40,7 @@ def stsbp(*arguments: str | Path) -> str:
     return subprocess.run(command, check=True, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True).stdout
 
 
-def row(folder: Path, name: str) -> str:
+def row(folder: Path, name: str) -> tuple[object, ...]:
     """A network imported, compared and trained."""
     file, data, run = folder / f"{name}.nir", folder / f"{name}.npz", folder / f"{name} run"
     arrays = read_arrays(data)
@@ -57,8 +56,7 @@ def row(folder: Path, name: str) -> str:
     )
     figures = [f"{json.loads(report)['loss']:.4f}" for report in (loss_before, loss_after)]
     grid = "no" if "lie on the grid" in output else "yes"
-    cells = (name, " ".join(HOW[name]), f"{differ} of {spikes.size:,}", f"{target_count:,}", grid, *figures)
-    return f"| {' | '.join(cells)} |"
+    return name, " ".join(HOW[name]), f"{differ} of {spikes.size:,}", f"{target_count:,}", grid, *figures
 
 
 def paper(folder: Path, repository: Path) -> Iterator[str]:
@@ -86,24 +84,24 @@ def paper(folder: Path, repository: Path) -> Iterator[str]:
         yield f"  trained for an epoch: {json.loads(stsbp('evaluate', run, '--json'))['f1']:.0%} of spike times"
 
 
-@click.command()
-@click.argument("folder", type=click.Path(path_type=Path))
-@click.option("--paper", "repository", type=click.Path(path_type=Path), help="A checkout of the repository of NIR.")
-@click.option("--peer", "peers", multiple=True, metavar="NAME=PYTHON", help="A library's environment.")
-def main(folder: Path, repository: Path | None, peers: tuple[str, ...]) -> None:
+def main(arguments: list[str] | None = None) -> None:
     """Import what other libraries export."""
+    parser = parser_of(__doc__)
+    parser.add_argument("folder", type=Path, metavar="FOLDER", help="of the files, which must not exist")
+    parser.add_argument("--paper", type=Path, metavar="REPOSITORY", help="a checkout of the repository of NIR")
+    parser.add_argument("--peer", action="append", default=[], help="NAME=PYTHON: a library, and its interpreter")
+    options = parser.parse_args(arguments)
+    folder = options.folder
     folder.mkdir(parents=True)
-    for peer in peers:
+    for peer in options.peer:
         name, _, python = peer.partition("=")
         command = [python, str(HERE / "import_nir_peer.py"), name, str(folder)]
         subprocess.run(command, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    for line in paper(folder, repository) if repository is not None else ():
-        click.echo(line)
-    click.echo("| network | options | other spikes | spikes | weights rounded | loss | after an epoch |")
-    click.echo("|---|---|---|---|---|---|---|")
-    for name in (name for name in HOW if (folder / f"{name}.nir").exists()):
-        click.echo(row(folder, name))
+    if options.paper is not None:
+        print(*paper(folder, options.paper), sep="\n")
+    columns = ("network", "options", "other spikes", "spikes", "weights rounded", "loss", "after an epoch")
+    print(table(columns, [row(folder, name) for name in HOW if (folder / f"{name}.nir").exists()]))
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(guarded(main))

@@ -19,27 +19,25 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
+from itertools import chain
 from pathlib import Path
-from statistics import median
 from typing import Any
 
 import numpy as np
-from options import count, guarded, parser_of, write_report
-from stsbp.benchmarks.device import describe
+from harness import count, guarded, parser_of, table, tested, write_report
+from stsbp.benchmarks.timing import interleaved
 from stsbp.errors import ConfigError
 from stsbp.interop.c_source import CSource, source
 from stsbp.interop.c_source.check import Compared, compared, driver, macros, recorded
 from stsbp.interop.export import FORMS
 from stsbp.interop.program import About, program
 from stsbp.threads import limit_threads
-from stsbp.training.build import load_data
 from stsbp.training.run_folder import RunFolder
 from stsbp.training.trained import Trained, load_trained
 from stsbp_spec.models.decoders import nearest_sequence
 from stsbp_spec.registry import open_backend
 from stsbp_spec.typing import Int64, UInt8
-
-__all__ = ["TARGETS", "Checked", "Target", "check", "layers", "main", "sizes", "timed"]
 
 BOARD = Path(__file__).parent / "cortex_m"
 BATCH = 10
@@ -208,16 +206,15 @@ def timed(
         work[name] = _called(library, exported, steps, trained.network.outputs)
     for other in others:
         work[other] = _in_onnxruntime(trained, folder) if other == "onnxruntime" else _predicted(run, other, steps)
-    milliseconds: dict[str, list[float]] = {name: [] for name in work}
-    for turn in range(rounds + 1):
-        for name, call in work.items():
-            began = time.process_time()
-            for sample in samples:
-                call(sample)
-            # The first turn compiles kernels and fills caches.
-            if turn:
-                milliseconds[name].append(1000 * (time.process_time() - began) / len(samples))
-    return {name: median(times) for name, times in milliseconds.items()}
+
+    def each(call: Callable[[UInt8], object]) -> None:
+        for sample in samples:
+            call(sample)
+
+    # The first turn compiles kernels and fills caches.
+    calls = {name: partial(each, call) for name, call in work.items()}
+    times = interleaved(calls, rounds=rounds, warmup=1, clock=time.process_time)
+    return {name: 1e3 * timing.median / len(samples) for name, timing in times.items()}
 
 
 def _called(library: Path, exported: CSource, steps: int, outputs: int) -> Callable[[UInt8], object]:
@@ -249,11 +246,22 @@ def _in_onnxruntime(trained: Trained, folder: Path) -> Callable[[UInt8], object]
     return lambda sample: session.run(None, {first: sample, **steps})
 
 
+def layers(trained: Trained, checked: Checked) -> str:
+    """A table of the layers: how often they fire, and the most that differs on any target."""
+    cells = []
+    for number, block in enumerate(trained.network.blocks):
+        if rows := [target_rows[number] for target_rows in checked.targets.values()]:
+            neurons = rows[0].values // (checked.samples * trained.settings.steps)
+            worst = max(row.spikes_differ for row in rows), max(row.potentials_differ for row in rows)
+            cells.append((block.name, f"{neurons:,}", f"{rows[0].spikes / rows[0].values:.4f}", *worst))
+    columns = ("layer", "neurons", "spikes a neuron and step", "spikes that differ", "potentials that differ")
+    text = table(columns, cells)
+    return text if checked.accuracy is None else f"{text}\naccuracy {checked.accuracy:.2%} of {checked.samples} samples"
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Read the command line, compare, print tables, write JSON; 1 where something differs."""
-    parser = parser_of(__doc__, "rounds", "out", rounds=5)
-    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="folder of a trained run")
-    parser.add_argument("--data-dir", help="folder of the data set, where it is not where the run found it")
+    parser = parser_of(__doc__, "runs", "rounds", "data-dir", "out", rounds=5)
     parser.add_argument("--samples", type=count, default=10**9, help="test samples at most")
     parser.add_argument("--targets", default="", metavar="TEXT", help="only targets whose name holds this")
     description = "backends, and onnxruntime, whose times stand beside those of C; default: torch"
@@ -261,43 +269,23 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     limit_threads(1)
     backend = open_backend("numpy")
-    report: dict[str, Any] = describe(backend, {"runs": [str(run) for run in options.runs]})
-    differences = 0
+    reports, differences = {}, 0
     for run in options.runs:
-        trained = load_trained(RunFolder(run), "last", backend)
-        split = trained.samples(load_data(trained.settings, None, options.data_dir, True), "test")
+        trained, split = tested(run, backend, options.data_dir)
         first = np.arange(min(len(split), options.samples))
         inputs, labels = split.inputs(first), split.labels[first]
         with tempfile.TemporaryDirectory() as name:
             folder = Path(name)
             print(f"\n{run}: {trained.network}, {len(labels)} samples, T = {trained.settings.steps}")
             checked = check(trained, run.name, inputs, labels, folder, options.targets)
-            print(*layers(trained, checked), *sizes(checked.source, folder), sep="\n")
+            print(layers(trained, checked), *sizes(checked.source, folder), sep="\n")
             times = timed(run, trained, checked.source, inputs, folder, options.rounds, options.beside)
-        for name_of_work, milliseconds in times.items():
-            print(f"{name_of_work}: {milliseconds:.3f} ms a sample")
+        print(*(f"{work}: {milliseconds:.3f} ms a sample" for work, milliseconds in times.items()), sep="\n")
         rows = {target: [asdict(row) for row in target_rows] for target, target_rows in checked.targets.items()}
-        differences += sum(
-            row["spikes_differ"] + row["potentials_differ"] for target_rows in rows.values() for row in target_rows
-        )
-        report[str(run)] = {"targets": rows, "accuracy": checked.accuracy, "milliseconds": times}
-    write_report(report, options.out)
+        differences += sum(row["spikes_differ"] + row["potentials_differ"] for row in chain(*rows.values()))
+        reports[str(run)] = {"targets": rows, "accuracy": checked.accuracy, "milliseconds": times}
+    write_report(options.out, backend, {"runs": list(reports)}, **reports)
     return 1 if differences else 0
-
-
-def layers(trained: Trained, checked: Checked) -> Iterator[str]:
-    """A table of the layers: how often they fire, and the most that differs on any target."""
-    yield "layer        neurons  spikes a neuron and step  spikes that differ  potentials that differ"
-    for number, block in enumerate(trained.network.blocks):
-        rows = [target_rows[number] for target_rows in checked.targets.values()]
-        if not rows:
-            continue
-        neurons = rows[0].values // (checked.samples * trained.settings.steps)
-        worst = max(row.spikes_differ for row in rows), max(row.potentials_differ for row in rows)
-        rate = rows[0].spikes / rows[0].values
-        yield f"{block.name:<12} {neurons:>7,}  {rate:>24.4f}  {worst[0]:>18}  {worst[1]:>22}"
-    if checked.accuracy is not None:
-        yield f"accuracy {100 * checked.accuracy:.2f} % of {checked.samples} samples"
 
 
 if __name__ == "__main__":

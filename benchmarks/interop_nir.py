@@ -11,27 +11,23 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import click
 import numpy as np
-import stsbp
+from harness import HERE, guarded, parser_of, table, tested
 from stsbp.errors import ConfigError
 from stsbp.interop import nir_readings
 from stsbp.interop.nir_file import write
 from stsbp.interop.nir_graph import Form, graph_of
 from stsbp.interop.program import About, NetworkProgram, program
-from stsbp.training.build import load_data
 from stsbp_spec import open_backend
 from stsbp_spec.networks.graph import Neurons
 from stsbp_spec.typing import AnyArray, Float32, UInt8
 
-HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE.parent / "packages" / "stsbp" / "tests" / "shared"))
-from small_networks import SMALL, Small, case_of  # type: ignore[import-not-found,unused-ignore]  # noqa: E402
+from small_networks import SMALL, Small, case_of  # type: ignore[import-not-found,unused-ignore]
 
 FORMS: dict[str, dict[str, Any]] = {
     "plain": {},
@@ -124,53 +120,42 @@ def trained_case(name: str, folder: Path, data: str | None) -> str | None:
         data_options = ["--data-dir", data] if data is not None and options[0] == "nmnist" else []
         command = [sys.executable, "-m", "stsbp", "train", *options, *data_options, "--threads", "1", "--out", str(run)]
         subprocess.run([*command, "--overwrite"], check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    trained = stsbp.load_run(run)
-    split = trained.samples(load_data(trained.settings, None, data if "nmnist" in name else None, True), "test")
+    trained, split = tested(run, open_backend("torch"), Path(data) if data is not None and "nmnist" in name else None)
     samples = np.arange(len(split))
     about = About(name, trained.info["sha256"], trained.settings.steps, trained.names)
     exported = program(trained.network, trained.weights)
     return prepare(folder, about, exported, trained.weights, split.inputs(samples), split.labels[samples])
 
 
-@click.command()
-@click.argument("folder", type=click.Path(path_type=Path, file_okay=False))
-@click.option("--peer", "peers", multiple=True, help="NAME=PYTHON: an importer, and the interpreter that has it.")
-@click.option("--data-dir", help="Folder that holds NMNIST/; without it, no recordings.")
-def main(folder: Path, peers: tuple[str, ...], data_dir: str | None) -> None:
+def main(arguments: list[str] | None = None) -> int:
     """Export, run and compare."""
-    cases = {}
-    for name in RUNS:
-        if name == "nmnist" and data_dir is None:
-            continue
-        cases[name] = trained_case(name, folder / "runs" / name, data_dir)
+    parser = parser_of(__doc__, "data-dir")
+    parser.add_argument("folder", type=Path, metavar="FOLDER", help="of trained runs and files")
+    parser.add_argument("--peer", action="append", default=[], help="NAME=PYTHON: an importer, and its interpreter")
+    options = parser.parse_args(arguments)
+    folder, data = options.folder, options.data_dir and str(options.data_dir)
+    runs = [name for name in RUNS if name != "nmnist" or data]
+    cases = {name: trained_case(name, folder / "runs" / name, data) for name in runs}
     for name, small in small_cases().items():
         case = case_of(small, steps=9 if name in SMALL else 60, samples=3 if name in SMALL else 8)
-        steps = len(case.inputs) if case.network.coding == "events" else 9
+        about = About(name, "0" * 64, len(case.inputs) if case.network.coding == "events" else 9)
         exported = program(case.network, case.weights)
-        reason = prepare(
-            folder / "small" / name, About(name, "0" * 64, steps), exported, case.weights, case.inputs, None
-        )
-        cases[name] = reason
+        cases[name] = prepare(folder / "small" / name, about, exported, case.weights, case.inputs, None)
     print("not written:\n" + "\n".join(f"  {name}: {reason}" for name, reason in cases.items() if reason))
+    written = [name for name, reason in cases.items() if reason is None]
+    lists = [json.dumps([name for name in written if (name in RUNS) == is_run]) for is_run in (True, False)]
     problems: list[str] = []
-    for peer in peers:
+    for peer in options.peer:
         name, _, python = peer.partition("=")
-        written = [case for case, reason in cases.items() if reason is None]
         report = folder / f"{name}.json"
-        arguments = [str(folder), name, nir_readings.__file__, json.dumps([case for case in written if case in RUNS])]
-        worker = [
-            python,
-            str(HERE / "interop_nir_peer.py"),
-            *arguments,
-            json.dumps([c for c in written if c not in RUNS]),
-        ]
-        subprocess.run([*worker, str(report)], check=True)
+        worker = [python, HERE / "interop_nir_peer.py", folder, name, nir_readings.__file__, *lists, report]
+        subprocess.run(list(map(str, worker)), check=True)
         peer_report = json.loads(report.read_text())
-        print(table(name, peer_report), flush=True)
+        print(importer_tables(name, peer_report), flush=True)
         problems += unexpected(name, peer_report)
     if problems:
         print("\nnot as docs/deploy.md has it:", *problems, sep="\n  ")
-        sys.exit(1)
+    return int(bool(problems))
 
 
 def unexpected(peer: str, report: dict[str, Any]) -> list[str]:
@@ -187,50 +172,33 @@ def unexpected(peer: str, report: dict[str, Any]) -> list[str]:
     return problems + [f"{peer}, {row['node']}: {row}" for row in readings if row["differing"]]
 
 
-def table(peer: str, report: dict[str, Any]) -> str:
-    """Rows of Markdown: runs one by one, small networks together, and single populations."""
-    head = (
-        "case",
-        "file",
-        "differing spikes",
-        "of",
-        "rate",
-        "ties",
-        "differing potentials",
-        "distance",
-        "accuracy, ours",
-    )
-    lines = [f"\n### {peer} {report['version']}, nir {report['nir']}\n", _row(head), _row(["---"] * len(head))]
-    runs = [row for row in report["rows"] if row["case"] in RUNS or "tau" in row["case"]]
-    small = [row for row in report["rows"] if row["case"] not in RUNS]
-    for row in runs:
-        if row["case"] in RUNS or peer not in EXACT:
-            lines.append(_row(_of_run(row)))
+def importer_tables(peer: str, report: dict[str, Any]) -> str:
+    """Runs one by one, small networks together, and single populations, as Markdown."""
+    rows = [
+        _of_run(row) for row in report["rows"] if row["case"] in RUNS or ("tau" in row["case"] and peer not in EXACT)
+    ]
+    small, problems = [row for row in report["rows"] if row["case"] not in RUNS], []
     for form in dict.fromkeys(row["form"] for row in small):
-        of_form = [row for row in small if row["form"] == form]
-        ran = [row for row in of_form if "problem" not in row]
+        ran = [row for row in small if row["form"] == form and "problem" not in row]
         sums = {key: sum(row[key] for row in ran) for key in ("differing", "spikes", "ties", "potentials")}
         distance = max((row["distance"] for row in ran), default=0.0)
-        counts = (sums["differing"], sums["spikes"], "", sums["ties"], sums["potentials"], f"{distance:.2g}", "")
-        lines.append(_row([f"{len(ran)} small networks", form, *counts]))
-        lines += [f"  {row['case']}: {row['problem']}" for row in of_form if "problem" in row]
-    lines += ["", _row(["population", "differing spikes", "of", "at the threshold"]), _row(["---"] * 4)]
-    lines += [_row([row[key] for key in ("node", "differing", "spikes", "ties")]) for row in report["readings"]]
-    return "\n".join(lines)
+        counts = (sums["differing"], sums["spikes"], "", sums["ties"], sums["potentials"], f"{distance:.2g}")
+        rows.append((f"{len(ran)} small networks", form, *counts))
+        problems += [f"  {row['case']}: {row['problem']}" for row in small if row["form"] == form and "problem" in row]
+    columns = "case, file, differing spikes, of, rate, ties, differing potentials, distance, accuracy and ours"
+    readings = [[row[key] for key in ("node", "differing", "spikes", "ties")] for row in report["readings"]]
+    populations = table(["population", "differing spikes", "of", "at the threshold"], readings)
+    title = f"\n### {peer} {report['version']}, nir {report['nir']}\n"
+    return "\n".join([title, table(columns.split(", "), rows), *problems, "", populations])
 
 
-def _of_run(row: dict[str, Any]) -> list[object]:
+def _of_run(row: dict[str, Any]) -> tuple[object, ...]:
     if "problem" in row:
-        return [row["case"], row["form"], row["problem"]]
+        return row["case"], row["form"], row["problem"]
     accuracy = "" if row["accuracy"] is None else f"{row['accuracy']:.2%}, {row['own_accuracy']:.2%}"
-    counts = [row[key] for key in ("differing", "spikes")]
-    details = [f"{row['rate']:.3f}", row["ties"], row["potentials"], f"{row['distance']:.2g}", accuracy]
-    return [row["case"], row["form"], *counts, *details]
-
-
-def _row(cells: Iterable[object]) -> str:
-    return "| " + " | ".join(str(cell) for cell in cells) + " |"
+    numbers = (row["differing"], row["spikes"], f"{row['rate']:.3f}", row["ties"], row["potentials"])
+    return row["case"], row["form"], *numbers, f"{row['distance']:.2g}", accuracy
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(guarded(main))

@@ -11,22 +11,19 @@ from __future__ import annotations
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from statistics import median
 from typing import Any
 
 import numpy as np
-from options import count, guarded, parser_of, write_report
-from stsbp.benchmarks.device import describe
+from harness import count, guarded, parser_of, table, tested, write_report
+from stsbp.benchmarks.timing import interleaved
 from stsbp.errors import ConfigError
 from stsbp.interop.onnx_file import write
 from stsbp.interop.program import About, program
 from stsbp.threads import limit_threads
-from stsbp.training.build import load_data
-from stsbp.training.run_folder import RunFolder
-from stsbp.training.trained import Trained, load_trained
+from stsbp.training.trained import Trained
 from stsbp_spec.engine.results import LayerRun
 from stsbp_spec.registry import open_backend
 from stsbp_spec.typing import AnyArray
@@ -103,24 +100,9 @@ def compared(run: Trained, sessions: Mapping[str, Any], batches: Iterable[tuple[
     return {"layers": [asdict(layer) for layer in layers], "right": correct, "samples": samples}
 
 
-def timed(work: Mapping[str, Callable[[], object]], rounds: int) -> dict[str, float]:
-    """Medians of seconds of processor time, taken in turn after two rounds."""
-    seconds: dict[str, list[float]] = {name: [] for name in work}
-    for number in range(rounds + 2):
-        for name, call in work.items():
-            began = time.process_time()
-            call()
-            if number >= 2:
-                seconds[name].append(time.process_time() - began)
-    return {name: median(times) for name, times in seconds.items()}
-
-
 def measured(folder: Path, options: Any, temporary: Path) -> dict[str, Any]:
     """What is found of a run."""
-    run = load_trained(RunFolder(folder), "last", open_backend(options.backend, "cpu"))
-    split = run.samples(
-        load_data(run.settings, moved_data_dir=options.data_dir and str(options.data_dir), has_begun=True), "test"
-    )
+    run, split = tested(folder, open_backend(options.backend, "cpu"), options.data_dir)
     network_program = program(run.network, run.weights)
     about = About(folder.name, run.info["sha256"], run.settings.steps, run.names)
     write(network_program, about, temporary / "layers.onnx", layers=True)
@@ -141,30 +123,29 @@ def measured(folder: Path, options: Any, temporary: Path) -> dict[str, Any]:
         "onnxruntime": lambda: plain_session.run(None, fed(run, sample)),
         run.backend.name: lambda: run.task.trainer.predict(run.state, sample, run.settings.steps),
     }
+    times = interleaved(work, rounds=options.rounds, clock=time.process_time)
     return {
         "run": str(folder),
         "network": str(run.network),
         "steps": run.settings.steps,
         **comparison,
-        "seconds": timed(work, options.rounds),
+        "seconds": {name: timing.median for name, timing in times.items()},
     }
 
 
 def shown(report: Mapping[str, Any]) -> int:
     """Print what was found of a run; returns how many bits differed."""
     print(f"\n{report['run']}: {report['network']}, {report['samples']} samples, {report['steps']} steps")
-    print(f"{'layer':12} {'firing rate':>11} {'spikes compared':>16} {'differing':>10} {'potentials differing':>21}")
-    total = 0
+    rows = []
     for row in report["layers"]:
         differing, potentials = (sum(row[name].values()) for name in ("differing", "potentials"))
-        total += differing + potentials
-        rate = row["spikes"] / row["compared"]
-        print(f"{row['name']:12} {rate:11.4f} {row['compared']:16,} {differing:10} {potentials:21}")
+        rows.append((row["name"], f"{row['spikes'] / row['compared']:.4f}", row["compared"], differing, potentials))
+    print(table(["layer", "firing rate", "spikes compared", "differing", "potentials differing"], rows))
     print(f"differing: over {', '.join(LEVELS)}, each on {' and '.join(map(str, THREADS))} threads")
     print(f"right by the nearest label sequence, of onnxruntime's output: {report['right']} of {report['samples']}")
     times = ", ".join(f"{name} {1e3 * seconds:.2f} ms" for name, seconds in report["seconds"].items())
     print(f"one sample on one thread, processor time, median: {times}")
-    return total
+    return sum(differing + potentials for *_, differing, potentials in rows)
 
 
 # What the optimiser makes of other forms.
@@ -245,8 +226,7 @@ def main(arguments: list[str] | None = None) -> int:
     for row in others:
         print(f"{row['form']:36} {row['level']:20} {row['changed']:6,} of {row['results']:,} {', '.join(row['left'])}")
     settings = {"rounds": options.rounds, "levels": LEVELS, "threads": THREADS}
-    machine = describe(open_backend(options.backend, "cpu"), settings)
-    write_report({"format": 1, "machine": machine, "runs": runs, "forms": others}, options.out)
+    write_report(options.out, open_backend(options.backend, "cpu"), settings, runs=runs, forms=others)
     return int(differing > 0)
 
 

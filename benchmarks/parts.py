@@ -17,7 +17,7 @@ from functools import partial, wraps
 from pathlib import Path
 from typing import Any
 
-from options import guarded, parser_of
+from harness import guarded, parser_of
 from stsbp.benchmarks.cases import ALL_CASES, CASES, BenchmarkRun, prepare
 from stsbp.benchmarks.device import synchronise
 from stsbp.benchmarks.step import folder_of
@@ -26,8 +26,6 @@ from stsbp_spec.engine.plan import Chain, plan
 from stsbp_spec.engine.trainer import Trainer
 from stsbp_spec.registry import open_backend
 from stsbp_spec.typing import Precision
-
-__all__ = ["PARTS", "main", "measure"]
 
 PARTS = (
     "asarray",

@@ -7,20 +7,20 @@ of it is typed by hand. All other tables go into benchmarks/results/README.md.
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
-from compare import table as peers_table
+from compare import library_table
+from harness import HERE, table
+from scaling import scaling_table
 from stsbp.benchmarks.show import remarks
 
-__all__ = ["BEGIN", "END", "HEAD", "backend_section", "crossover_section", "main", "peers_section", "scaling_section"]
-
-HERE = Path(__file__).parent
 BEGIN, END = "<!-- results, written by benchmarks/report.py -->", "<!-- end of the results -->"
 HEAD = """# Results of the benchmarks
 
-`python benchmarks/report.py` makes this file of the JSON files in this folder. The page `docs/benchmarks.md` explains
-the terms, and has the comparison with other libraries. `measured.md` has measurements without a JSON file."""
+`python benchmarks/report.py` makes this file of the JSON files in this folder. `docs/benchmarks.md` explains the terms
+and compares with other libraries. `measured.md` has what no JSON file has."""
 
 
 def origin(machine: dict[str, Any], command: str) -> str:
@@ -31,34 +31,27 @@ def origin(machine: dict[str, Any], command: str) -> str:
     return f"Machine: {machine['processor']}. Versions: {versions}. Date: {when}. Command: `{command}`."
 
 
-def backend_section(report: dict[str, Any]) -> str:
-    """Tables of one `stsbp benchmark`."""
-    machine = report["machine"]
-    settings = machine["settings"]
-    command = f"stsbp --backend {machine['backend']} --device {machine['device']} benchmark {settings['group']}"
-    if settings["data_dir"]:
-        command += " --data-dir D"
-    command += f" --rounds {settings['rounds']}"
-    lines = [f"## {machine['backend']} on {machine['device']}", "", origin(machine, command), ""]
-    lines += ["| case | what | median ms | quartiles | against the floor | |", "|---|---|---|---|---|---|"]
-    for row in report["rows"]:
-        seconds, detail, ratio = row["seconds"], row["detail"], row["ratio"]
-        times = ["", ""]
-        if seconds:
-            times = [number(1e3 * seconds["median"])]
-            spread = f"{number(1e3 * seconds['low'])} - {number(1e3 * seconds['high'])}"
-            times.append(spread if seconds["runs"] > 1 else "")
-        verdict = ""
-        if ratio is not None:
-            share = row["group"] == "kernels"
-            verdict = f"{ratio:.0%} of {row['floor']}" if share else f"{ratio:.2f} x {row['floor']}"
-        lines.append(f"| {row['case']} | {row['what']} | {' | '.join(times)} | {verdict} | {remarks(detail)} |")
-    return "\n".join(lines)
-
-
-def number(value: float) -> str:
-    """Three digits."""
-    return f"{value:.3g}" if value < 1000 else f"{value:.0f}"
+def backends_section(reports: list[dict[str, Any]]) -> str:
+    """One table of several `stsbp benchmark`: medians, and what the floor says of them."""
+    lines, names, rows = ["## One backend", ""], [], dict[tuple[str, str], dict[str, str]]()
+    for report in reports:
+        machine, settings = report["machine"], report["machine"]["settings"]
+        names.append(f"{machine['backend']} on {machine['device']}")
+        command = f"stsbp --backend {machine['backend']} --device {machine['device']} benchmark {settings['group']}"
+        data = " --data-dir D" if settings["data_dir"] else ""
+        lines.append(
+            f"- {names[-1]}: {origin(machine, ' '.join([command + data, '--rounds', str(settings['rounds'])]))}"
+        )
+        for row in report["rows"]:
+            share = f"{row['ratio'] or 0:.0%} of" if row["group"] == "kernels" else f"{row['ratio'] or 0:.2f} x"
+            verdict = [f"{share} {row['floor']}"] if row["ratio"] is not None else []
+            measured = (
+                f"{1e3 * row['seconds']['median']:.4g}" if row["seconds"] else remarks(row["detail"]).split(" (")[0]
+            )
+            rows.setdefault((row["case"], row["what"]), {})[names[-1]] = ", ".join([measured, *verdict])
+    lines += ["", "Medians in ms, and the peaks of memory:", ""]
+    cells = ((*key, *(row.get(name, "") for name in names)) for key, row in rows.items())
+    return "\n".join([*lines, table(["case", "what", *names], cells)])
 
 
 def peers_section(report: dict[str, Any], picture: str | None) -> str:
@@ -69,7 +62,12 @@ def peers_section(report: dict[str, Any], picture: str | None) -> str:
     command = f"nox -s bench_peers -- --data-dir D {options} --patience {settings['patience']:g}"
     lines = ["## Beside other libraries", "", origin(machine, command), f"Medians of {settings['rounds']} rounds."]
     for case in report["cases"]:
-        lines += ["", f"**{case['case']}**: {case['network']}, data: {case['data']}", "", peers_table(case["records"])]
+        lines += [
+            "",
+            f"**{case['case']}**: {case['network']}, data: {case['data']}",
+            "",
+            library_table(case["records"]),
+        ]
         ours, peer = fastest(case["records"], is_stsbp=True), fastest(case["records"], is_stsbp=False)
         if ours and peer:
             ratio = peer["seconds"]["median"] / ours["seconds"]["median"]
@@ -93,44 +91,33 @@ def fastest(records: list[dict[str, Any]], *, is_stsbp: bool) -> dict[str, Any] 
 
 def scaling_section(report: dict[str, Any]) -> str:
     """The table of scaling.py."""
-    from scaling import HEAD as COLUMNS
-    from scaling import table
-
-    machine = report["machine"]
-    base = ", ".join(f"{name} = {value:g}" for name, value in machine["settings"]["base"].items())
-    lines = [f"## How the step grows: {machine['backend']} on {machine['device']}", ""]
-    lines += [origin(machine, f"python benchmarks/scaling.py --backend {machine['backend']}")]
-    lines += [
-        f"One quantity varies at a time. The others are {base}. A layer has `C` channels of 16 x 16 neurons, and "
-        f"kernels of 3 x 3. Every layer spikes at a rate of {machine['settings']['rate']:g} or a little more. "
-        f"An exponent of 1 means linear growth. Each time is the median of {machine['settings']['rounds']} rounds.",
-        "",
-    ]
-    return "\n".join([*lines, COLUMNS, *(table(axis) for axis in report["axes"])])
+    machine, settings = report["machine"], report["machine"]["settings"]
+    base = ", ".join(f"{name} = {value:g}" for name, value in settings["base"].items())
+    text = (
+        f"One quantity varies at a time, beside {base}. A layer has `C` channels of 16 x 16 neurons, kernels of 3 x 3, "
+        f"and a spike rate of {settings['rate']:g} or a little more. Medians of {settings['rounds']} rounds."
+    )
+    title = f"## How the step grows: {machine['backend']} on {machine['device']}"
+    command = f"python benchmarks/scaling.py --backend {machine['backend']}"
+    return "\n".join([title, "", origin(machine, command), text, "", scaling_table(report["axes"])])
 
 
 def crossover_section(report: dict[str, Any]) -> str:
     """The table of crossover.py."""
-    machine = report["machine"]
-    lines = ["## Where sparse kernels pay", "", origin(machine, "python benchmarks/crossover.py")]
-    lines += [
-        "The sparse kernel is faster if the density of the input (after the pooling) is below the value in the table. "
-        "*Forward* is the convolution, the filter and the neurons. *Gradient* is the backward pass of the neurons and "
-        "the gradient of the weights. *Error* is the error signal of the input. If the surrogate is zero far from the "
-        "threshold, only some error signals are needed. If the share of needed error signals is "
-        "below the value in the column *error*, computing only the needed error signals is faster. "
-        f"Times are medians of {machine['settings']['rounds']} rounds.",
-        "",
-    ]
+    text = (
+        "The sparse kernel is faster below this density of the input (after the pooling). *Forward* is the "
+        "convolution, the filter and the neurons; *gradient* the backward pass of the neurons and the gradient of the "
+        "weights. *Error* is the share of error signals below which computing only the needed ones is faster. "
+        f"Medians of {report['machine']['settings']['rounds']} rounds."
+    )
     names = ("forward sparse / bytes", "forward sparse / floats", "gradient sparse / dense", "error needed / dense")
-    lines += [f"| layer | {' | '.join(names)} |", "|---|---|---|---|---|"]
+    rows = []
     for block in report["blocks"]:
-        cells = []
-        for name in names:
-            crossing = block["crossings"].get(name, "")
-            cells.append("never" if crossing is None else f"{crossing:.3f}" if crossing != "" else "-")
-        lines.append(f"| {block['case']} {block['block']} | {' | '.join(cells)} |")
-    return "\n".join(lines)
+        crossings = [block["crossings"].get(name, math.nan) for name in names]
+        cells = ("never" if x is None else "-" if math.isnan(x) else f"{x:.3f}" for x in crossings)
+        rows.append((f"{block['case']} {block['block']}", *cells))
+    origin_line = origin(report["machine"], "python benchmarks/crossover.py")
+    return "\n".join(["## Where sparse kernels pay", "", origin_line, text, "", table(("layer", *names), rows)])
 
 
 def draw(report: dict[str, Any], path: Path) -> None:
@@ -144,11 +131,8 @@ def draw(report: dict[str, Any], path: Path) -> None:
     for panel, case in zip(panels, report["cases"], strict=True):
         timed = [r for r in case["records"] if not r["problem"]]
         floor = next((r for r in timed if r["mode"] == "floor"), None)
-        names = dict.fromkeys(r["name"] for r in timed)
-        best = [
-            min((r for r in timed if r["name"] == name and r is not floor), key=lambda r: float(r["seconds"]["median"]))
-            for name in names
-        ]
+        slowest_first = sorted(timed, key=lambda r: -float(r["seconds"]["median"]))
+        best = list({r["name"]: r for r in slowest_first if r is not floor}.values())
         best.sort(key=lambda r: -float(r["seconds"]["median"]))
         medians = [1e3 * r["seconds"]["median"] for r in best]
         spread = [[1e3 * abs(r["seconds"][end] - r["seconds"]["median"]) for r in best] for end in ("low", "high")]
@@ -166,7 +150,7 @@ def draw(report: dict[str, Any], path: Path) -> None:
 def main(results: Path = HERE / "results", page: Path = HERE.parent / "docs" / "benchmarks.md") -> None:
     """Replace what stands between the marks of `page`, and write `results`/README.md."""
     compared = ""
-    sections = [HEAD]
+    sections, backends = [HEAD], list[dict[str, Any]]()
     for path in sorted(results.glob("*.json")):
         report = json.loads(path.read_text())
         if path.name == "peers.json":
@@ -177,11 +161,11 @@ def main(results: Path = HERE / "results", page: Path = HERE.parent / "docs" / "
         elif path.name == "crossover.json":
             sections.append(crossover_section(report))
         else:
-            sections.append(backend_section(report))
+            backends.append(report)
     head, marked = page.read_text().split(BEGIN)
     _, tail = marked.split(END)
     page.write_text(f"{head}{BEGIN}\n\n{compared}\n\n{END}{tail}")
-    (results / "README.md").write_text("\n\n".join(sections) + "\n")
+    (results / "README.md").write_text("\n\n".join([*sections, backends_section(backends)]) + "\n")
 
 
 if __name__ == "__main__":

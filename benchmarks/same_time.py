@@ -20,15 +20,15 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from compare import ALLOCATOR, HERE, Worker, make_problem
-from options import count, factor, guarded, parser_of, write_report
+from compare import ALLOCATOR, Library, chosen, make_problem, with_peers
+from harness import HERE, count, factor, guarded, parser_of, table, write_report
 from stsbp.benchmarks.cases import ALL_CASES, Case
-from stsbp.benchmarks.device import describe
 from stsbp.config import RunConfig
 from stsbp.datasets import Split
 from stsbp.errors import StsbpError
@@ -36,10 +36,8 @@ from stsbp.training.augment import Augmentation, augment
 from stsbp.training.build import build_augmentation, load_data
 from stsbp.training.progress import time_text
 from stsbp_spec.contract.random import Stream, permutation
-from stsbp_spec.registry import open_backend
-from stsbp_spec.typing import Int64, UInt8
-
-__all__ = ["Contender", "Samples", "main", "race"]
+from stsbp_spec.typing import Int64
+from workers import Worker
 
 TESTS = 10
 """Number of tests of each library, at equal intervals of its training time."""
@@ -77,10 +75,9 @@ class Samples:
             # Every batch has the same size: the last one is filled with samples that do not count.
             indices: Int64 = np.arange(first, first + self.size) % len(self.test)
             new = min(self.size, len(self.test) - first)
-            inputs: UInt8 = self.test.inputs(indices)
             labels = self.test.labels[indices]
-            np.savez(path, inputs=inputs, labels=labels)
-            classes = worker.ask(f"classes {path}")["classes"]
+            np.savez(path, inputs=self.test.inputs(indices), labels=labels)
+            classes = worker.ask("classes", str(path))["classes"]
             correct += int((np.array(classes[:new]) == labels[:new]).sum())
         return correct / len(self.test)
 
@@ -90,6 +87,7 @@ class Contender:
     """A library in training.
 
     Attributes:
+        library: its name and mode.
         worker: its process.
         lr: its peak learning rate.
         updates: number of updates so far.
@@ -98,6 +96,7 @@ class Contender:
         tested: tenths of the time that were over at the last test.
     """
 
+    library: Library
     worker: Worker
     lr: float
     updates: int = 0
@@ -112,7 +111,7 @@ class Contender:
                 return
             samples.write(path, self.updates)
             rate = self.lr * 0.5 * (1 + math.cos(math.pi * self.seconds / budget))
-            self.seconds += float(self.worker.ask(f"train {rate!r} {path}")["seconds"])
+            self.seconds += float(self.worker.ask("train", rate, str(path))["seconds"])
             self.updates += 1
 
     def test(self, samples: Samples, path: Path, budget: float) -> bool:
@@ -127,8 +126,8 @@ class Contender:
     def record(self, samples: Samples) -> dict[str, Any]:
         """The form that is written."""
         return {
-            "name": self.worker.name,
-            "mode": self.worker.mode,
+            "name": self.library.name,
+            "mode": self.library.mode,
             "lr": self.lr,
             "updates": self.updates,
             "epochs": self.updates / samples.per_epoch,
@@ -158,10 +157,10 @@ def race(
             if contender.test(samples, path, budget):
                 tested([other.record(samples) for other in contenders])
                 progress = sum(other.seconds for other in contenders) / (budget * len(contenders))
-                worker, (_, epoch, accuracy) = contender.worker, contender.tests[-1]
+                _, epoch, accuracy = contender.tests[-1]
                 remaining = (time.perf_counter() - began) * (1 - progress) / progress
                 print(
-                    f"{worker.name} {worker.mode}  {contender.seconds:.0f} of {budget:.0f} s  epoch "
+                    f"{contender.worker.name}  {contender.seconds:.0f} of {budget:.0f} s  epoch "
                     f"{epoch:.1f}  accuracy {accuracy:.2%}  left {time_text(max(0.0, remaining))}",
                     file=sys.stderr,
                     flush=True,
@@ -169,43 +168,16 @@ def race(
             time.sleep(0.02)  # its threads may spin for some milliseconds more
 
 
-def start(problem_path: Path, libraries: list[tuple[Path, str, str]], logs: Path, patience: float) -> list[Worker]:
-    """Start the process of each `(python, name, mode)`, and wait until it is warm.
-
-    Raises:
-        StsbpError: a process ended or took too long.
-    """
-    logs.mkdir(parents=True, exist_ok=True)
-    workers: list[Worker] = []
-    for python, name, mode in libraries:
-        log = logs / f"same-time-{name}-{mode}.log"
-        worker = Worker.prepared(python, name, mode, problem_path, log, patience=patience)
-        if worker.problem is not None:
-            stop(workers)
-            raise StsbpError(f"{name} {mode}: {worker.problem}; all that it printed is in {log}")
-        workers.append(worker)
-    return workers
-
-
-def stop(workers: list[Worker]) -> None:
-    """Let the processes end."""
-    for worker in workers:
-        worker.stop()
-
-
-def table(records: list[dict[str, Any]]) -> str:
+def accuracy_table(records: list[dict[str, Any]]) -> str:
     """The records as Markdown."""
-    lines = [
-        "| library | mode | learning rate | seconds | epochs | accuracy, % | accuracy after each tenth of it, % |",
-        "|---|---|---|---|---|---|---|",
-    ]
+    columns = "library, mode, learning rate, seconds, epochs, accuracy in %, accuracy after each tenth of it in %"
+    rows = []
     for r in records:
         accuracies = [100 * accuracy for _, _, accuracy in r["tests"]]
-        lines.append(
-            f"| {r['name']} {r['versions'].get(r['name'], '')} | {r['mode']} | {r['lr']:g} | {r['seconds']:.0f} | "
-            f"{r['epochs']:.1f} | {accuracies[-1]:.2f} | {' '.join(f'{x:.1f}' for x in accuracies)} |"
-        )
-    return "\n".join(lines)
+        name = f"{r['name']} {r['versions'].get(r['name'], '')}"
+        numbers = (f"{r['lr']:g}", f"{r['seconds']:.0f}", f"{r['epochs']:.1f}", f"{accuracies[-1]:.2f}")
+        rows.append((name, r["mode"], *numbers, " ".join(f"{x:.1f}" for x in accuracies)))
+    return table(columns.split(", "), rows)
 
 
 def rates_of(texts: list[str]) -> dict[str, float]:
@@ -237,63 +209,47 @@ def samples_of(case: Case, config: RunConfig) -> tuple[Samples, str]:
 def main(arguments: list[str] | None = None) -> None:
     """Read the command line, train, print a table, write JSON."""
     parser = parser_of(__doc__, "device", "scale", "data-dir", "out", out=HERE / "results" / "same-time.json")
-    location = parser.add_mutually_exclusive_group(required=True)
-    location.add_argument("--envs", type=Path, help="folder of the peers' environments, one a name")
-    location.add_argument("--here", action="store_true", help="the peers are installed beside stsbp")
+    with_peers(parser, peers=["spikingjelly"])
     parser.add_argument("--case", default="CIFAR-10", choices=list(ALL_CASES), help="network and data set")
-    parser.add_argument("--peers", nargs="*", default=["spikingjelly"], help="other libraries")
     parser.add_argument("--mode", default="neuron", help="mode of the peers on PyTorch: see peers/torch_network.py")
-    parser.add_argument("--own", nargs="*", default=["torch"], help="backends of stsbp")
     parser.add_argument("--minutes", type=factor, default=30.0, help="training time of each library")
     parser.add_argument("--lr", nargs="*", default=[], metavar="NAME=RATE", help="peak learning rates; default: preset")
-    parser.add_argument("--samples", type=count, help="train on this many samples; default: all")
-    parser.add_argument("--validation", type=count, help="hold out this many samples, and test on them")
+    parser.add_argument("--samples", type=count, default=0, help="train on this many samples; default: all")
+    parser.add_argument("--validation", type=count, default=0, help="hold out this many samples, and test on them")
     parser.add_argument("--seed", type=int, default=0, help="of initial weights, order and augmentation")
     parser.add_argument("--turn", type=count, default=20, help="updates of each library in a turn")
-    parser.add_argument("--patience", type=float, default=600, help="seconds for a library to compile and warm up")
     options = parser.parse_args(arguments)
-    rates, case = rates_of(options.lr), ALL_CASES[options.case]
-    interpreter = Path(sys.executable)
-    libraries = [(interpreter, "stsbp", mode) for mode in options.own]
-    libraries += [
-        (interpreter if options.here else options.envs / peer / "bin" / "python", peer, options.mode)
-        for peer in options.peers
-    ]
-    names = {name for _, name, _ in libraries}
+    rates, case, libraries = rates_of(options.lr), ALL_CASES[options.case], chosen(options, {"": [options.mode]})
+    names = {library.name for library in libraries}
     if unknown := sorted(set(rates) - names):
         raise StsbpError(f"--lr names {', '.join(unknown)}, but only {', '.join(sorted(names))} train")
-    overrides = {"seed": options.seed, "limit": options.samples or 0, "validation": options.validation or 0}
-    config = case.config(options.scale).model_copy(
-        update={**overrides, "data_dir": str(options.data_dir) if options.data_dir else ""}
-    )
+    overrides = {"seed": options.seed, "limit": options.samples, "validation": options.validation}
+    config = case.config(options.scale).model_copy(update={**overrides, "data_dir": str(options.data_dir or "")})
     samples, description = samples_of(case, config)
     problem, _ = make_problem(
         case, scale=options.scale, data_dir=options.data_dir, device=options.device, seed=options.seed
     )
     settings = {**overrides, "minutes": options.minutes, "turn": options.turn, "device": options.device}
-    report: dict[str, Any] = {
-        "format": 1,
-        "machine": describe(open_backend("numpy"), {**settings, "allocator": ALLOCATOR}),
-    }
-    report |= {
-        "case": case.name,
-        "network": f"{case.net}-10 T={case.steps} B={samples.size}",
-        "data": description,
-        "records": [],
-    }
-    print(f"{case.name}: {report['network']}, {description}", file=sys.stderr, flush=True)
+    settings |= {"allocator": ALLOCATOR}
+    network = f"{case.net}-10 T={case.steps} B={samples.size}"
+    print(f"{case.name}: {network}, {description}", file=sys.stderr, flush=True)
+    records: list[dict[str, Any]] = []
 
-    def tested(records: list[dict[str, Any]]) -> None:
-        report["records"] = records
-        write_report(report, options.out)
+    def tested(so_far: list[dict[str, Any]]) -> None:
+        records[:] = so_far
+        write_report(options.out, None, settings, case=case.name, network=network, data=description, records=records)
 
-    with tempfile.TemporaryDirectory() as folder:
+    logs = options.out.parent / "logs"
+    logs.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
         problem.write(Path(folder) / "problem.npz")
-        workers = start(Path(folder) / "problem.npz", libraries, options.out.parent / "logs", options.patience)
-        contenders = [Contender(worker, rates.get(worker.name, config.lr)) for worker in workers]
+        contenders = []
+        for library in libraries:
+            log = logs / f"same-time-{library.name}-{library.mode}.log"
+            worker = stack.enter_context(library.start(Path(folder) / "problem.npz", log)).wait(options.patience)
+            contenders.append(Contender(library, worker, rates.get(library.name, config.lr)))
         race(contenders, samples, Path(folder), budget=60 * options.minutes, turn=options.turn, tested=tested)
-        stop(workers)
-    print(f"\n{table(report['records'])}\n", flush=True)
+    print(f"\n{accuracy_table(records)}\n", flush=True)
 
 
 if __name__ == "__main__":

@@ -14,11 +14,9 @@ import math
 import sys
 from dataclasses import dataclass
 
-from options import factor, guarded, parser_of
+from harness import factor, guarded, parser_of, table
 from stsbp_spec.networks.spec import NetworkSpec
 from stsbp_spec.typing import Coding, Shape
-
-__all__ = ["Link", "Load", "load_of", "main", "times"]
 
 NETWORKS: dict[str, tuple[str, Shape, Coding, str, int, int, int]] = {
     "N-MNIST": ("12C5-P2-64C5-P2", (2, 34, 34), "events", "valid", 10, 25, 50),
@@ -95,7 +93,7 @@ def times(load: Load, link: Link, devices: int, speed: float, *, reproducible: b
     return computing, waiting
 
 
-def main(arguments: list[str] | None = None) -> int:
+def main(arguments: list[str] | None = None) -> None:
     """Print a table for each precision."""
     parser = parser_of(__doc__)
     parser.add_argument("--speed", type=factor, default=20.0, help="of a device, tera multiply-adds a second, fast")
@@ -107,24 +105,19 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     node = Link(options.node_delay * 1e-6, options.node_bandwidth * 1e9)
     net = Link(options.net_delay * 1e-6, options.net_bandwidth * 1e9)
-    print("| network | precision | weights | maxima | MB a step | 1 device ms | 8 in a node | 512 in 64 nodes |")
-    print("|---|---|---|---|---|---|---|---|")
+    rows = []
     for name in NETWORKS:
         load = load_of(name)
-        for reproducible in (False, True):
-            speed = options.speed * 1e12 / (options.exact if reproducible else 1.0)
-            cells = []
+        for precision, size, slower in (("fast", 4, 1.0), ("reproducible", 8, options.exact)):
+            reproducible, speed = size == 8, options.speed * 1e12 / slower
+            cells = [f"{1e3 * times(load, node, 1, speed, reproducible=reproducible)[0]:.2f}"]
             for devices, link in ((8, node), (512, net)):
                 computing, waiting = times(load, link, devices, speed, reproducible=reproducible)
                 cells.append(f"{1e3 * (computing + waiting):.2f} ms, {computing / (computing + waiting):.0%}")
-            size = (8 if reproducible else 4) * load.numbers / 1e6
-            precision, maxima = ("reproducible", load.layers) if reproducible else ("fast", 0)
-            alone, _ = times(load, node, 1, speed, reproducible=reproducible)
-            print(
-                f"| {name} | {precision} | {load.numbers / 1e6:.2f} M | {maxima} | {size:.2f} | {1e3 * alone:.2f} | "
-                f"{cells[0]} | {cells[1]} |"
-            )
-    return 0
+            sent = (f"{load.numbers / 1e6:.2f} M", load.layers * reproducible, f"{size * load.numbers / 1e6:.2f}")
+            rows.append((name, precision, *sent, *cells))
+    columns = "network, precision, weights, maxima, MB a step, 1 device ms, 8 in a node, 512 in 64 nodes"
+    print(table(columns.split(", "), rows))
 
 
 if __name__ == "__main__":

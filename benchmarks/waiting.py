@@ -9,7 +9,6 @@ the slowest tenth beside busy processes. The loop `trainer` computes what `stsbp
 
 from __future__ import annotations
 
-import json
 import os
 import subprocess
 import sys
@@ -17,20 +16,19 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from compare import Worker
-from options import guarded, parser_of, write_report
-from stsbp.errors import StsbpError
-
-__all__ = ["LOOPS", "main", "measure"]
+from harness import guarded, parser_of, table, write_report
+from stsbp.benchmarks.timing import alternated
+from workers import Worker, serve
 
 STEPS, SAMPLES, NEURONS, LAYERS = 60, 20, 64, 5
 POLICIES = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT")
-_BUSY = "while True: pass"
 _PATIENCE = 900.0
+COLUMNS = "loop, busy processes, plain in ms, slowest tenth, reference in ms, slowest tenth, ratio, slowest tenth"
 
 Step = Callable[[], object]
 
@@ -47,17 +45,17 @@ def _network() -> Any:
     return NetworkSpec.parse("-".join([str(NEURONS)] * (LAYERS - 1)), input_shape=(NEURONS,), outputs=NEURONS)
 
 
-def _torch_loop(network: Any, output: Callable[[Any, Any], Any]) -> Step:
+def _torch_loop(module: Any, output: Callable[[Any], Any]) -> Step:
     import torch
     from stsbp_torch import VanRossum, spike_loss
 
     inputs, targets = map(torch.from_numpy, _arrays())
-    optimizer = torch.optim.Adam(network.parameters(), 1e-3)
+    optimizer = torch.optim.Adam(module.parameters(), 1e-3)
     psp = _network().output_psp
 
     def step() -> None:
         optimizer.zero_grad()
-        loss: Any = spike_loss(VanRossum(), output(network, inputs), targets, psp=psp)
+        loss: Any = spike_loss(VanRossum(), output(inputs), targets, psp=psp)
         loss.backward()
         optimizer.step()
 
@@ -68,36 +66,29 @@ def _layers(_: Path) -> Step:
     import torch
     from stsbp_torch import SpikingLinear
 
-    def output(layers: Any, spikes: Any) -> Any:
-        for layer in layers:
-            spikes = layer(spikes)
-        return spikes
-
     psp = _network().output_psp
-    layers = [SpikingLinear(NEURONS, NEURONS, psp=psp) for _ in range(LAYERS)]
-    return _torch_loop(torch.nn.ModuleList(layers), output)
+    layers = torch.nn.Sequential(*(SpikingLinear(NEURONS, NEURONS, psp=psp) for _ in range(LAYERS)))
+    return _torch_loop(layers, layers)
 
 
 def _whole_network(_: Path) -> Step:
     from stsbp_torch import Network
 
-    return _torch_loop(Network(_network()), lambda network, inputs: network(inputs, STEPS))
+    network = Network(_network())
+    return _torch_loop(network, lambda inputs: network(inputs, STEPS))
 
 
-def _trainer(name: str) -> Callable[[Path], Step]:
-    def loop(_: Path) -> Step:
-        from stsbp_spec import AdamW, Batch, VanRossum, initial_weights, open_backend
+def _trainer(_: Path, name: str) -> Step:
+    from stsbp_spec import AdamW, Batch, VanRossum, initial_weights, open_backend
 
-        trainer = open_backend(name).trainer(_network(), VanRossum(), AdamW(lr=1e-3))
-        state = [trainer.init(initial_weights(_network(), seed=0))]
-        batch = Batch(*_arrays())
+    trainer = open_backend(name).trainer(_network(), VanRossum(), AdamW(lr=1e-3))
+    state = [trainer.init(initial_weights(_network(), seed=0))]
+    batch = Batch(*_arrays())
 
-        def step() -> None:
-            state[0], _ = trainer.step(state[0], batch)
+    def step() -> None:
+        state[0], _ = trainer.step(state[0], batch)
 
-        return step
-
-    return loop
+    return step
 
 
 def _jax_loop(_: Path) -> Step:
@@ -136,42 +127,49 @@ def _load_run(folder: Path) -> Step:
 LOOPS: dict[str, Callable[[Path], Step]] = {
     "layers": _layers,
     "Network": _whole_network,
-    "trainer": _trainer("torch"),
-    "trainer, cpu": _trainer("cpu"),
-    "trainer, jax": _trainer("jax"),
+    "trainer": partial(_trainer, name="torch"),
+    "trainer, cpu": partial(_trainer, name="cpu"),
+    "trainer, jax": partial(_trainer, name="jax"),
     "jax": _jax_loop,
     "load_run": _load_run,
 }
 """The name of each loop, and what prepares it. The folder holds a trained run."""
 
 
-def work(name: str, folder: Path) -> None:
-    """Serve a loop: for each number on standard input, a line with the seconds of so many steps."""
+def looping(name: str, folder: str) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The process of a loop: it answers `steps COUNT` with the seconds of each."""
     if name not in ("trainer, cpu", "trainer, jax", "jax"):
         import torch  # noqa: F401 - before this project, as users do
-    step = LOOPS[name](folder)
-    for _ in range(20):
-        step()
-    print("{}", flush=True)
-    for line in sys.stdin:
-        seconds = []
-        for _ in range(int(line)):
-            began = time.perf_counter()
+    step = LOOPS[name](Path(folder))
+
+    def steps(number: int) -> dict[str, list[float]]:
+        times = [time.perf_counter()]
+        for _ in range(number):
             step()
-            seconds.append(time.perf_counter() - began)
-        print(json.dumps({"seconds": seconds}), flush=True)
+            times.append(time.perf_counter())
+        return {"seconds": np.diff(times).tolist()}
+
+    steps(20)
+    return {}, {"steps": steps}
 
 
 @contextmanager
 def busy(count: int) -> Iterator[None]:
     """Processes that compute without a pause."""
-    processes = [subprocess.Popen([sys.executable, "-c", _BUSY]) for _ in range(count)]
+    processes = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(count)]
     try:
         yield
     finally:
         for process in processes:
             process.kill()
             process.wait()
+
+
+def turn(worker: Worker, steps: int, seconds: list[float]) -> float:
+    """Add the seconds of so many steps to those of the turns before; their sum."""
+    answer = worker.ask("steps", steps)["seconds"]
+    seconds += answer
+    return float(sum(answer))
 
 
 def measure(names: list[str], crowds: list[int], *, rounds: int, steps: int, folder: Path) -> list[dict[str, Any]]:
@@ -185,7 +183,7 @@ def measure(names: list[str], crowds: list[int], *, rounds: int, steps: int, fol
         folder: where the trained run and the output of the processes go.
 
     Raises:
-        StsbpError: a loop does not run.
+        WorkerError: a loop does not run.
     """
     environment = {name: value for name, value in os.environ.items() if name not in POLICIES}
     if "load_run" in names:
@@ -196,21 +194,16 @@ def measure(names: list[str], crowds: list[int], *, rounds: int, steps: int, fol
         with ExitStack() as stack:
             workers = {}
             for kind, variables in (("reference", {"OMP_WAIT_POLICY": "PASSIVE"}), ("plain", {})):
-                command = [sys.executable, __file__, "--serve", name, "--folder", str(folder)]
-                log = folder / f"{kind}.log"
-                workers[kind] = Worker.start(command, environment | variables, name, kind, log)
-                stack.callback(workers[kind].stop)
-                workers[kind].wait(_PATIENCE)
-                if workers[kind].problem is not None:
-                    raise StsbpError(f"the loop {name} does not run: {workers[kind].problem}")
+                command = [sys.executable, __file__, "--serve", name, folder]
+                worker = Worker(f"the loop {name}", command, folder / f"{kind}.log", environment | variables)
+                workers[kind] = stack.enter_context(worker).wait(_PATIENCE)
             for crowd in crowds:
                 seconds: dict[str, list[float]] = {kind: [] for kind in workers}
+                turns = {kind: partial(turn, workers[kind], steps, seconds[kind]) for kind in workers}
                 with busy(crowd):
-                    for number in range(rounds):
-                        for kind in sorted(workers, reverse=bool(number % 2)):
-                            seconds[kind] += workers[kind].ask(str(steps))["seconds"]
+                    alternated(turns, rounds=rounds)
                 rows.append({"loop": name, "busy": crowd, **{kind: summary(x) for kind, x in seconds.items()}})
-                print(line_of(rows[-1]), flush=True)
+                print(f"{name}, {crowd} busy", file=sys.stderr, flush=True)
     return rows
 
 
@@ -220,13 +213,18 @@ def summary(seconds: list[float]) -> dict[str, float]:
     return {"median": float(median), "p90": float(slow)}
 
 
-def line_of(row: dict[str, Any]) -> str:
-    """A row of the table."""
-    plain, reference = row["plain"], row["reference"]
-    ratios = [plain[key] / reference[key] for key in ("median", "p90")]
-    times = [f"{x[key]:.1f}" for x in (plain, reference) for key in ("median", "p90")]
-    cells = [row["loop"], str(row["busy"]), *times, *(f"{ratio:.2f}" for ratio in ratios)]
-    return f"| {' | '.join(cells)} |"
+def ratios(row: dict[str, Any]) -> list[float]:
+    """Plain to reference, of the median and of the slowest tenth."""
+    return [row["plain"][key] / row["reference"][key] for key in ("median", "p90")]
+
+
+def loop_table(rows: list[dict[str, Any]]) -> str:
+    """The report as Markdown."""
+    cells = []
+    for row in rows:
+        times = [f"{row[kind][key]:.1f}" for kind in ("plain", "reference") for key in ("median", "p90")]
+        cells.append((row["loop"], row["busy"], *times, *(f"{ratio:.2f}" for ratio in ratios(row))))
+    return table(COLUMNS.split(", "), cells)
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -235,26 +233,16 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--loops", nargs="+", choices=LOOPS, default=list(LOOPS), help="which loops")
     parser.add_argument("--busy", nargs="+", type=int, default=[0, 2, 4], help="numbers of busy processes")
     parser.add_argument("--steps", type=int, default=40, help="steps of a turn")
-    parser.add_argument("--serve", choices=LOOPS, help="be the process of a loop")
-    parser.add_argument("--folder", type=Path, help="with --serve: the folder of the trained run")
     options = parser.parse_args(arguments)
-    if options.serve is not None:
-        work(options.serve, options.folder)
-        return 0
-    print(
-        "| loop | busy processes | plain, ms | slowest tenth | reference, ms | slowest tenth | ratio | slowest tenth |"
-    )
-    print("|---|---|---|---|---|---|---|---|")
     with tempfile.TemporaryDirectory() as folder:
         rows = measure(options.loops, options.busy, rounds=options.rounds, steps=options.steps, folder=Path(folder))
-    write_report({"format": 1, "rows": rows}, options.out)
-    limits = [1.5 if row["busy"] else 1.2 for row in rows]
-    ratios = [
-        max(row["plain"][key] / row["reference"][key] for key in (("median", "p90") if row["busy"] else ("median",)))
-        for row in rows
-    ]
-    return int(any(ratio > limit for ratio, limit in zip(ratios, limits, strict=True)))
+    print(loop_table(rows))
+    write_report(options.out, None, {"rounds": options.rounds, "steps": options.steps}, rows=rows)
+    return int(any(max(ratios(row)) > 1.5 if row["busy"] else ratios(row)[0] > 1.2 for row in rows))
 
 
 if __name__ == "__main__":
-    sys.exit(guarded(main))
+    if sys.argv[1:2] == ["--serve"]:
+        serve(lambda: looping(*sys.argv[2:]))
+    else:
+        sys.exit(guarded(main))

@@ -20,15 +20,13 @@ from typing import Literal, TypeAlias
 
 sys.path[:0] = [str(Path(__file__).parents[1])]
 
-from options import guarded, parser_of, write_report  # noqa: E402
+from harness import guarded, parser_of, table, write_report  # noqa: E402
 from stsbp.benchmarks.cases import CASES, Case  # noqa: E402
 from stsbp.benchmarks.kernels import BACKWARD_BYTES, COPIED, FORWARD_BYTES, SIZES  # noqa: E402
 from stsbp.training.build import build_network  # noqa: E402
 from stsbp_spec.networks.layers import Block  # noqa: E402
 from stsbp_spec.networks.ops import AvgPool2d, Conv2d  # noqa: E402
 from stsbp_spec.networks.spec import NetworkSpec  # noqa: E402
-
-__all__ = ["BACKENDS", "GPUS", "Expectation", "Gpu", "Host", "Work", "kernels", "main", "step", "table", "verdict"]
 
 Unit: TypeAlias = Literal["none", "float32", "half", "float64"]
 
@@ -242,42 +240,37 @@ def verdict(measured: float, expected: float) -> str:
     return f"{ratio:.1f} x, something is wrong"
 
 
-def table(gpu: Gpu, scale: float = 1.0) -> str:
+def expectation_table(gpu: Gpu, scale: float = 1.0) -> str:
     """All expectations as Markdown."""
-    lines = ["| kernel | MB | " + ", us | ".join(BACKENDS) + ", us |", "|---" * (2 + len(BACKENDS)) + "|"]
+    of_kernels = []
     for rows in zip(*(kernels(gpu, backend, scale) for backend in BACKENDS), strict=True):
-        expectation = rows[0]
-        cells = " | ".join(f"{1e6 * row.seconds:.0f}" for row in rows)
-        lines.append(f"| {expectation.what}, {expectation.case} | {expectation.bytes / 1e6:.0f} | {cells} |")
-    head = ["", "| training step | backend | MB | GFLOP | launches | expected, ms | as a CUDA graph, ms |"]
-    lines += [*head, "|---|---|---|---|---|---|---|"]
+        times = (f"{1e6 * row.seconds:.0f}" for row in rows)
+        of_kernels.append((f"{rows[0].what}, {rows[0].case}", f"{rows[0].bytes / 1e6:.0f}", *times))
+    of_steps = []
     for case in CASES.values():
         for backend in BACKENDS:
-            expectation = step(gpu, backend, case, scale)
-            recorded = "" if expectation.recorded is None else f"{1e3 * expectation.recorded:.2f}"
-            lines.append(
-                f"| {expectation.case} | {backend} | {expectation.bytes / 1e6:.0f} | "
-                f"{expectation.operations / 1e9:.1f} | {expectation.launches} | "
-                f"{1e3 * expectation.seconds:.2f} | {recorded} |"
-            )
-    return "\n".join(lines)
+            row = step(gpu, backend, case, scale)
+            recorded = "" if row.recorded is None else f"{1e3 * row.recorded:.2f}"
+            work = (f"{row.bytes / 1e6:.0f}", f"{row.operations / 1e9:.1f}", row.launches)
+            of_steps.append((row.case, backend, *work, f"{1e3 * row.seconds:.2f}", recorded))
+    columns = ("training step", "backend", "MB", "GFLOP", "launches", "expected, ms", "as a CUDA graph, ms")
+    first = table(["kernel", "MB", *(f"{name}, us" for name in BACKENDS)], of_kernels)
+    return f"{first}\n\n{table(columns, of_steps)}"
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Print the table, or write the expectations of a GPU and a backend as JSON."""
+    """Print the table, or write the expectations of a GPU and each backend as JSON."""
     parser = parser_of(__doc__, "scale", "out")
     parser.add_argument("--gpu", default="h100", choices=list(GPUS))
     options = parser.parse_args(arguments)
-    gpu = GPUS[options.gpu]
-    print(table(gpu, options.scale))
-    rows = []
-    for backend in BACKENDS:
-        expectations = [
-            *kernels(gpu, backend, options.scale),
-            *(step(gpu, backend, c, options.scale) for c in CASES.values()),
-        ]
-        rows += [{"backend": backend, **vars(row)} for row in expectations]
-    write_report({"format": 1, "gpu": vars(gpu), "rows": rows}, options.out)
+    gpu, scale = GPUS[options.gpu], options.scale
+    print(expectation_table(gpu, scale))
+    rows = [
+        {"backend": backend, **vars(row)}
+        for backend in BACKENDS
+        for row in (*kernels(gpu, backend, scale), *(step(gpu, backend, case, scale) for case in CASES.values()))
+    ]
+    write_report(options.out, None, {"scale": scale}, gpu=vars(gpu), rows=rows)
 
 
 if __name__ == "__main__":

@@ -16,14 +16,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-sys.path[:0] = [str(Path(__file__).parent)]
+sys.path[:0] = [str(Path(__file__).parents[1]), str(Path(__file__).parent)]
 
 import expected  # noqa: E402
 from stsbp.benchmarks.device import describe  # noqa: E402
 from stsbp_spec.errors import BackendError  # noqa: E402
 from stsbp_spec.registry import installed_backends, load_backend, open_backend  # noqa: E402
-
-__all__ = ["ceilings", "main"]
 
 
 def ceilings(gpu: expected.Gpu, device: str = "cuda", size: int = 8192) -> dict[str, Any]:

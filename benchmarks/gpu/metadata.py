@@ -9,8 +9,6 @@ import sys
 import tomllib
 from pathlib import Path
 
-__all__ = ["main", "write"]
-
 ROOT = Path(__file__).parents[2]
 
 

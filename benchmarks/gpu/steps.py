@@ -14,9 +14,8 @@ from typing import Any
 
 sys.path[:0] = [str(Path(__file__).parents[1])]
 
-from options import guarded, parser_of  # noqa: E402
+from harness import guarded, machine, parser_of  # noqa: E402
 from stsbp.benchmarks.cases import CASES, BenchmarkRun, Case, prepare  # noqa: E402
-from stsbp.benchmarks.device import describe  # noqa: E402
 from stsbp.benchmarks.floor import dense_floor  # noqa: E402
 from stsbp.benchmarks.result import Report, Row  # noqa: E402
 from stsbp.benchmarks.timing import interleaved  # noqa: E402
@@ -24,8 +23,6 @@ from stsbp.training.build import build_task  # noqa: E402
 from stsbp_spec.engine.backend import AbstractBackend  # noqa: E402
 from stsbp_spec.engine.replay import SWITCH  # noqa: E402
 from stsbp_spec.registry import open_backend  # noqa: E402
-
-__all__ = ["main", "measure"]
 
 
 def measure(name: str, device: str | None, case: Case, *, scale: float, rounds: int) -> tuple[list[Row], BenchmarkRun]:
@@ -92,7 +89,7 @@ def main(arguments: list[str] | None = None) -> None:
         warm.append(step)
     if options.out is not None:
         settings = {"scale": options.scale, "rounds": options.rounds}
-        Report(describe(open_backend(options.backend, options.device), settings), rows).write(options.out)
+        Report(machine(open_backend(options.backend, options.device), settings), rows).write(options.out)
     # At the end, so that nothing is lost if it fails.
     if options.trace:
         for step in warm:

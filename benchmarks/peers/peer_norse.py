@@ -15,8 +15,6 @@ import torch
 from problem import Problem
 from torch_network import Peer, TorchNetwork, recurrent_weights
 
-__all__ = ["build"]
-
 
 class Neurons(torch.nn.Module):
     """`norse.torch.LIFCell` over a sequence; `own` are the weights of their own spikes, if they read them."""

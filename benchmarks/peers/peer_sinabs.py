@@ -16,8 +16,6 @@ from problem import Problem
 from sinabs.layers.functional.lif import lif_forward_single
 from torch_network import Peer, TorchNetwork
 
-__all__ = ["build"]
-
 
 class SingleSpike:
     """`sinabs.activation.SingleSpike`; `torch.compile` cannot look up the class attribute of a function of autograd."""

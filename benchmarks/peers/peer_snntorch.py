@@ -10,8 +10,6 @@ from problem import Problem
 from snntorch import surrogate
 from torch_network import Peer, TorchNetwork, recurrent_weights
 
-__all__ = ["build"]
-
 
 class Neurons(torch.nn.Module):
     """`snntorch.Synaptic` over a sequence; `RSynaptic` where `own` are the weights of their own spikes."""

@@ -11,8 +11,6 @@ from problem import Problem
 from spikingjelly.activation_based import functional, layer, neuron, surrogate
 from torch_network import Peer, TorchNetwork, recurrent_weights
 
-__all__ = ["build"]
-
 
 def neurons(problem: Problem, number: int, gain: float) -> torch.nn.Module:
     """LIF neurons with hard reset."""

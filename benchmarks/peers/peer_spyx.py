@@ -19,8 +19,6 @@ from problem import Problem
 from spyx import axn
 from spyx import nn as spyx
 
-__all__ = ["build"]
-
 
 class Pool(nnx.Module):  # type: ignore[misc]
     """Average pooling without state."""

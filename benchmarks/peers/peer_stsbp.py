@@ -26,8 +26,6 @@ from stsbp_spec.models.optim import AdamW
 from stsbp_spec.networks.spec import NetworkSpec
 from stsbp_spec.registry import open_backend
 
-__all__ = ["build"]
-
 
 class StsbpNetwork:
     """A training step, or the floor, on the problem's batch."""
@@ -92,7 +90,7 @@ class Network:
         self.trainer = backend.trainer(network, VanRossum(), AdamW(lr=problem.lr), precision=setup["precision"])
         self.state = self.trainer.init(problem.weights)
         self.batch = batch
-        packages = ("stsbp", name)
+        packages = ("stsbp", "stsbp-spec", *({"torch", "jax"} & {name}))
         self.versions = {package: importlib.metadata.version(package) for package in packages}
         layers = backend.run(network, problem.weights, batch.inputs, problem.steps).layers
         self.rates = [round(float(np.mean(layer_run.spikes)), 5) for layer_run in layers.values()]

@@ -20,8 +20,6 @@ import torch
 from problem import Problem
 from torch.nn import functional
 
-__all__ = ["Peer", "TorchNetwork", "recurrent_weights"]
-
 # Layers of different shapes share the code of their neurons: by default the ninth shape would run uncompiled.
 torch._dynamo.config.recompile_limit = 256
 

@@ -17,6 +17,7 @@ from click.testing import CliRunner
 from stsbp.benchmarks import cases, device, kernels
 from stsbp.benchmarks.cases import Case
 from stsbp.benchmarks.result import Report
+from stsbp.benchmarks.timing import Timing
 from stsbp.cli import cli
 from stsbp.errors import StsbpError
 from stsbp.training.build import Inputs
@@ -29,19 +30,19 @@ sys.path[:0] = [str(BENCHMARKS), str(BENCHMARKS / "gpu"), str(BENCHMARKS / "peer
 
 # The scripts are found on the path above.
 import beside  # noqa: E402
-import beside_worker  # noqa: E402
 import check  # noqa: E402
 import compare  # noqa: E402
+import harness  # noqa: E402
 import host_calls  # noqa: E402
 import interop_c  # noqa: E402
 import metadata  # noqa: E402
-import options  # noqa: E402
 import parts  # noqa: E402
 import processes  # noqa: E402
-import processes_worker  # noqa: E402
 import scaling  # noqa: E402
 import waiting  # noqa: E402
+import workers  # noqa: E402
 from problem import Problem  # noqa: E402
+from workers import Worker, WorkerError  # noqa: E402
 
 TEN = tuple("0123456789")
 TINY = Case("CIFAR-10", "cifar10", "digits", "2C3-P4-8", Inputs((3, 32, 32), "direct", TEN), 3, 4)
@@ -102,45 +103,54 @@ def test_exponents_are_slopes() -> None:
     assert scaling.exponent([1, 2, 4], [1, 4, 16]) == pytest.approx(2)
 
 
-@pytest.mark.parametrize("axis", ["T", "depth"])
-def test_scaling_measures_every_size_of_an_axis(axis: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(scaling.AXES, axis, scaling.AXES[axis][:3])
-    monkeypatch.setattr(scaling, "BASE", {"T": 8, "B": 2, "C": 4, "depth": 1, "density": 0.1})
-    measured = scaling.measure(open_backend("numpy"), axis, rounds=1, shrink=2)
-    assert len(measured["seconds"]) == 3
-    assert len(measured["local"]) == 2
-    assert all(next(iter(rates.values())) > 0 for rates in measured["rates"]), "the first layer is silent"
-    assert scaling.table(measured).count("|") == 6
-
-
-def test_large_sizes_are_measured_with_their_memory(
+def test_scaling_measures_time_and_memory_of_every_size(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    base = {"T": 4, "B": 2, "C": 2, "depth": 1, "density": 0.1}
-    monkeypatch.setattr(scaling, "LARGE", {"N": (base, (100.0, 500.0))})
-    out = tmp_path / "large.json"
-    scaling.main(
-        ["--large", "--axes", "N", "--backend", "numpy", "--rounds", "1", "--memory", "low", "--out", str(out)]
-    )
+    base = {"T": 8, "B": 4, "C": 4, "depth": 1, "density": 0.1}
+    monkeypatch.setattr(scaling, "AXES", {"depth": (base, (1, 2, 3))})
+    out = tmp_path / "scaling.json"
+    scaling.main(["--backend", "numpy", "--rounds", "1", "--shrink", "2", "--out", str(out)])
     report = json.loads(out.read_text())
     (axis,) = report["axes"]
+    assert (axis["values"], len(axis["seconds"]), len(axis["local"])) == ([1, 2, 3], 3, 2)
+    assert [len(rates) for rates in axis["rates"]] == [2, 3, 4]
+    assert all(next(iter(rates.values())) > 0 for rates in axis["rates"]), "the first layer is silent"
+    # T = 4, B = 2, layers of 2 channels of 16 x 16 pixels, 10 outputs: 5 bytes a neuron and step, and the pooled.
+    assert np.diff(axis["kept_bytes"]).tolist() == [4 * 2 * (5 * 2 * 16**2 + 2 * 16**2 * 0)] * 2
+    row = capsys.readouterr().out.splitlines()[-1]
+    assert row == scaling.scaling_table([axis]).splitlines()[-1]
+    assert row.startswith("| depth | 1: ")
+    assert row.count("|") == scaling.scaling_table([axis]).splitlines()[0].count("|")
+
+
+def test_large_sizes_are_measured_one_after_the_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    base = {"T": 4, "B": 2, "C": 2, "depth": 1, "density": 0.1}
+    monkeypatch.setattr(scaling, "LARGE", {"N": (base, (100.0, 500.0))})
+    alive: list[Worker] = []
+    start = Worker.wait
+
+    def wait(worker: Worker, patience: float) -> Worker:
+        assert all(other.process.poll() is not None for other in alive)
+        alive.append(worker)
+        return start(worker, patience)
+
+    monkeypatch.setattr(Worker, "wait", wait)
+    out = tmp_path / "large.json"
+    options = ["--large", "--axes", "N", "--backend", "numpy", "--rounds", "1", "--memory", "low", "--out", str(out)]
+    scaling.main(options)
+    report = json.loads(out.read_text())
+    (axis,) = report["axes"]
+    assert len(alive) == 2
     assert report["machine"]["settings"]["memory"] == "low"
     # 2 channels of 8 x 8 and of 16 x 16 pixels, and 10 neurons; inputs of 2 channels.
     kept_bytes = [4 * 2 * (2 * side**2 + 5 * (2 * side**2 + 10)) for side in (8, 16)]
     assert axis["kept_bytes"] == kept_bytes
     assert all(seconds["median"] > 0 for seconds in axis["seconds"])
-    assert all(rates["conv1"] > 0 for rates in axis["rates"])
-    rows = capsys.readouterr().out.splitlines()[-3:]
-    for row, begin in zip(rows, ("| N | 100 | ", "| N | 500 | ", "| N | straight line | "), strict=True):
-        assert row.startswith(begin)
-        assert row.count("|") == scaling.LARGE_HEAD.splitlines()[0].count("|")
     exponent = math.log(axis["seconds"][1]["median"] / axis["seconds"][0]["median"]) / math.log(5)
-    assert f"| {exponent:.2f} |" in rows[1]
+    assert axis["local"] == [pytest.approx(exponent)]
 
 
-@pytest.mark.parametrize(
-    "arguments", [["--axes", "N"], ["--large", "--axes", "C"], ["--memory", "low"]], ids=["N", "C", "memory"]
-)
+@pytest.mark.parametrize("arguments", [["--axes", "N"], ["--large", "--axes", "C"]], ids=["N", "C"])
 def test_scaling_refuses_what_belongs_to_other_sizes(arguments: list[str]) -> None:
     with pytest.raises(SystemExit):
         scaling.main(["--backend", "numpy", *arguments])
@@ -170,15 +180,17 @@ def test_a_comparison_names_what_does_not_run(tiny_problem: Problem, tmp_path: P
     # The worker looks the case up by its name, so the network of this run is the full one: keep the batch small.
     problem, _ = compare.make_problem(Case(**{**vars(TINY), "net": "2C3-P4-8"}), scale=1.0, data_dir=None, device=None)
     interpreter = Path(sys.executable)
-    records = compare.compare(problem, [(interpreter, "nosuch", "plain")], rounds=1, logs=tmp_path)
+    libraries = [compare.Library(interpreter, "nosuch", "plain")]
+    records = compare.compare(problem, libraries, rounds=1, logs=tmp_path)
     problem_found = "exit code 1: ModuleNotFoundError: No module named 'peer_nosuch'"
     assert records == [{"name": "nosuch", "mode": "plain", "problem": problem_found}]
-    assert "not timed: exit code 1" in compare.table(records)
+    assert "not timed: exit code 1" in compare.library_table(records)
 
 
 def test_a_worker_that_takes_too_long_is_given_up(tiny_problem: Problem, tmp_path: Path) -> None:
     interpreter = Path(sys.executable)
-    records = compare.compare(tiny_problem, [(interpreter, "stsbp", "floor")], rounds=1, logs=tmp_path, patience=0.01)
+    libraries = [compare.Library(interpreter, "stsbp", "floor")]
+    records = compare.compare(tiny_problem, libraries, rounds=1, logs=tmp_path, patience=0.01)
     assert [record["problem"] for record in records] == ["not ready after 0 s"]
 
 
@@ -290,7 +302,7 @@ def test_the_page_takes_its_numbers_from_the_results(tmp_path: Path) -> None:
     assert "numpy on cpu" not in written
     others = (tmp_path / "README.md").read_text()
     assert others.startswith(page.HEAD)
-    assert "## numpy on cpu\n" in others
+    assert "- numpy on cpu: " in others
     assert "norse" not in others
 
 
@@ -300,8 +312,9 @@ def test_a_backends_report_becomes_a_table() -> None:
     backend = open_backend("numpy")
     rows = kernels.measure(backend, scale=0.0001, rounds=2, announce=lambda _: None)
     settings = {"group": "kernels", "data_dir": None, "rounds": 2}
-    text = page.backend_section(Report(device.describe(backend, settings), rows).to_json())
-    assert text.startswith("## numpy on cpu\n")
+    text = page.backends_section([Report(device.describe(backend, settings), rows).to_json()])
+    assert "- numpy on cpu: Machine: " in text
+    assert "| case | what | numpy on cpu |" in text
     assert sum(line.startswith("| T=") for line in text.splitlines()) == 9
     assert "% of copy" in text
 
@@ -320,7 +333,7 @@ def test_a_mistake_in_the_command_is_a_line(
 ) -> None:
     monkeypatch.setattr(sys, "argv", ["parts.py", *arguments])
     try:
-        code = options.guarded(parts.main)
+        code = harness.guarded(parts.main)
     except SystemExit as stop:
         code = int(stop.code or 0)
     assert code > 0
@@ -329,35 +342,39 @@ def test_a_mistake_in_the_command_is_a_line(
 
 def test_a_checkout_is_slower_where_median_and_quartiles_say_so() -> None:
     old = [1.0, 2.0, 4.0, 1.0, 2.0]
-    row = beside.record("x", {"old": old, "new": [1.02 * x for x in old]})
+
+    def record(new: list[float], band: float = 1.03) -> dict[str, Any]:
+        return beside.record("x", {"old": Timing(tuple(old)), "new": Timing(tuple(new))}, band)
+
+    row = record([1.02 * x for x in old])
     assert row["ratio"]["median"] == pytest.approx(1.02)
     assert row["good"], "within the band"
-    assert not beside.record("x", {"old": old, "new": [1.04 * x for x in old]})["good"]
-    assert beside.record("x", {"old": old, "new": [1.04 * x for x in old]}, 1.1)["good"]
+    assert not record([1.04 * x for x in old])["good"]
+    assert record([1.04 * x for x in old], 1.1)["good"]
     noisy = [0.9 * 1.0, 1.3 * 2.0, 0.95 * 4.0, 1.2 * 1.0, 1.1 * 2.0]
-    row = beside.record("x", {"old": old, "new": noisy})
+    row = record(noisy)
     assert row["ratio"]["median"] == pytest.approx(1.1)
     assert row["good"], "1 lies between the quartiles"
-    assert "SLOWER" not in beside.table([row])
-    assert beside.table([row | {"good": False}]).endswith("| 0.950 - 1.200 | SLOWER |")
-    assert beside.order(0) != beside.order(1)
+    assert "SLOWER" not in beside.pair_table([row])
+    assert beside.pair_table([row | {"good": False}]).endswith("| 0.950 - 1.200 | SLOWER |")
 
 
 class StubWorker:
     """A worker that computes nothing: the new checkout takes twice as long."""
 
-    requests: ClassVar[list[tuple[str, str]]] = []
+    requests: ClassVar[list[tuple[object, ...]]] = []
 
     def __init__(self, name: str, losses: dict[str, str]) -> None:
-        self.name, self.problem = name, None
+        self.name = name
         self.ready = {"names": ["a", f"{name} only", "b"], "losses": losses}
 
-    def wait(self, patience: float) -> None: ...
+    def __enter__(self) -> StubWorker:
+        return self
 
-    def stop(self) -> None: ...
+    def __exit__(self, *_: object) -> None: ...
 
-    def ask(self, request: str) -> dict[str, float]:
-        self.requests.append((self.name, request))
+    def ask(self, *request: object) -> dict[str, float]:
+        self.requests.append((self.name, *request))
         return {"seconds": 0.05 if self.name == "old" else 0.1}
 
 
@@ -365,12 +382,12 @@ def test_pairs_are_taken_in_turn_and_refused_where_results_differ(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     losses = {"old": {"b": "1"}, "new": {"b": "1"}}
-    monkeypatch.setattr(compare.Worker, "start", lambda command, env, name, *_: StubWorker(name, losses[name]))
+    monkeypatch.setattr(beside, "start", lambda name, *_: StubWorker(name, losses[name]))
     rows = beside.pairs({"old": {}, "new": {}}, [], rounds=2, logs=tmp_path)
     assert [(row["what"], row["ratio"]["median"], row["good"]) for row in rows] == [("a", 2, False), ("b", 2, False)]
-    requests = [(checkout, f"{work} 3") for checkout in ("old", "new") for work in "ab"]
-    assert StubWorker.requests[:2] == [("old", "a 1"), ("old", "b 1")]
-    assert StubWorker.requests[2:] == [requests[i] for i in (0, 2, 1, 3, 2, 0, 3, 1)]
+    order = ["old", "new", "new", "old"]
+    for work, requests in zip("ab", (StubWorker.requests[:5], StubWorker.requests[5:]), strict=True):
+        assert requests == [("old", "time", work, 1), *((name, "time", work, 3) for name in order)]
     losses["new"] = {"b": "2"}
     with pytest.raises(StsbpError, match="b: the checkouts compute different spikes or losses"):
         beside.pairs({"old": {}, "new": {}}, [], rounds=2, logs=tmp_path)
@@ -388,13 +405,6 @@ def test_the_workers_of_two_checkouts_answer(tmp_path: Path) -> None:
         beside.environment(tmp_path, tmp_path, None)
 
 
-def test_a_worker_takes_a_pair_by_its_former_name() -> None:
-    backend = open_backend("torch")
-    assert callable(beside_worker.method(backend, "neuron_forward"))
-    with pytest.raises(AttributeError, match="the backend has no nosuch"):
-        beside_worker.method(backend, "nosuch")
-
-
 def test_processes_are_summed_up_by_the_slowest_of_them() -> None:
     def answer(seconds: float, waited: float) -> dict[str, Any]:
         return {"seconds": seconds, "waited": waited, "messages": 5.0, "bytes": 2048.0, "loss": 0.5}
@@ -406,18 +416,18 @@ def test_processes_are_summed_up_by_the_slowest_of_them() -> None:
         [answer(4.0, 1.0), answer(3.0, 2.0)],
         [answer(8.0, 0.0), answer(1.0, 4.0)],
     ]
-    summary = processes.summary(group)
+    summary = processes.summary(group, Timing((2.0, 4.0, 8.0)))
     assert (summary["seconds"], summary["waited"], summary["share"]) == (4.0, 2.0, 0.5)
     assert (summary["messages"], summary["bytes"], summary["loss"]) == (5.0, 2048.0, 0.5)
-    (_, _, row) = processes.table([{"case": "net", "precision": "fast", **summary}]).splitlines()
-    assert row == "| net | fast | 2 | 4000.0 | 2000.0 - 8000.0 | 2000.0 ms, 50% | 5 | 2.0 |"
+    (_, _, row) = processes.group_table([{"case": "net", "precision": "fast", **summary}]).splitlines()
+    assert row == "| net | fast | 2 | 4000.0 | 3000.0 - 6000.0 | 2000.0 ms, 50% | 5 | 2.0 |"
 
 
 def test_traffic_counts_what_is_sent_and_how_long_it_takes(monkeypatch: pytest.MonkeyPatch) -> None:
     now = iter(range(100))
     monkeypatch.setattr("time.perf_counter", lambda: next(now))
     collective: Alone[Any] = Alone()
-    traffic = processes_worker.Traffic(collective)
+    traffic = processes.Traffic(collective)
     collective.largest(np.zeros(1, np.int32))
     wait = collective.start_total(np.zeros((2, 3)))
     assert wait().shape == (2, 3)
@@ -450,7 +460,7 @@ def test_exported_c_is_compared_and_timed(tmp_path: Path, capsys: pytest.Capture
     assert interop_c.main([str(run), *arguments]) == 0
     printed = capsys.readouterr().out
     assert f"{target}: 0 spikes and 0 potentials differ" in printed
-    assert re.search(r"^conv1 +256 +0\.\d{4} +0 +0$", printed, re.MULTILINE)
+    assert re.search(r"^\| conv1 \| 256 \| 0\.\d{4} \| 0 \| 0 \|$", printed, re.MULTILINE)
     report = json.loads((tmp_path / "report.json").read_text())[str(run)]
     assert report["targets"][target][0]["values"] == 11 * 4 * 256
     assert set(report["milliseconds"]) == {"C, -O2", "C, -O3", "C, -O3 -march=native", "numpy"}
@@ -481,10 +491,10 @@ def test_a_loop_is_timed_with_and_without_the_variable(tmp_path: Path, capsys: p
     rows = json.loads((tmp_path / "x.json").read_text())["rows"]
     assert [(row["loop"], row["busy"]) for row in rows] == [("trainer, cpu", 0), ("trainer, cpu", 1)]
     assert all(0 < row[kind]["median"] <= row[kind]["p90"] for row in rows for kind in ("plain", "reference"))
-    assert waiting.line_of(rows[1]) in capsys.readouterr().out
+    assert waiting.loop_table(rows) in capsys.readouterr().out
     slow = {"median": 3.0, "p90": 8.0}
     row = {"loop": "layers", "busy": 2, "plain": slow, "reference": {"median": 2.0, "p90": 4.0}}
-    assert waiting.line_of(row) == "| layers | 2 | 3.0 | 8.0 | 2.0 | 4.0 | 1.50 | 2.00 |"
+    assert waiting.loop_table([row]).splitlines()[2] == "| layers | 2 | 3.0 | 8.0 | 2.0 | 4.0 | 1.50 | 2.00 |"
 
 
 @pytest.mark.parametrize(
@@ -502,3 +512,109 @@ def test_waiting_fails_above_its_limits(
     }
     monkeypatch.setattr(waiting, "measure", lambda *_, **__: [row])
     assert waiting.main([]) == (0 if good else 1)
+
+
+ANSWERS = """\
+import os, sys, time
+from workers import serve
+
+def prepare():
+    print("a library's words", flush=True)
+    return {"pid": os.getpid()}, {"add": lambda a, b: {"sum": a + b}, "end": lambda: os._exit(3)}
+
+time.sleep(float(sys.argv[1]))
+serve(prepare)
+"""
+
+
+def worker(tmp_path: Path, delay: float = 0.0) -> Worker:
+    variables = {"PYTHONPATH": str(BENCHMARKS), "PATH": ""}
+    return Worker("adder", [sys.executable, "-c", ANSWERS, str(delay)], tmp_path / "log", variables)
+
+
+def test_a_worker_answers_until_it_ends(tmp_path: Path) -> None:
+    with worker(tmp_path) as adder:
+        assert adder.wait(60).ready == {"pid": adder.process.pid}
+        assert adder.ask("add", 1, 2) == {"sum": 3}
+        adder.tell("add", "a", "b")
+        assert adder.answer() == {"sum": "ab"}
+    assert adder.process.poll() == 0
+    assert (tmp_path / "log").read_text() == "a library's words\n", "what a library prints is no answer"
+
+
+def test_a_worker_that_ends_says_why(tmp_path: Path) -> None:
+    with worker(tmp_path) as adder:
+        with pytest.raises(WorkerError) as ended:
+            adder.wait(60).ask("end")
+        with pytest.raises(WorkerError):
+            adder.ask("add", 1, 2)
+    assert ended.value.reason == "exit code 3: a library's words"
+    assert str(ended.value) == f"adder: {ended.value.reason}; all that it printed is in {tmp_path / 'log'}"
+
+
+def test_a_worker_is_waited_for_no_longer_than_it_may_take(tmp_path: Path) -> None:
+    with worker(tmp_path, 60.0) as adder, pytest.raises(WorkerError, match=r"^adder: not ready after 0 s; "):
+        adder.wait(0.2)
+    assert adder.process.poll() is not None
+
+
+def test_workers_need_nothing_but_python() -> None:
+    """They run in environments of other libraries."""
+    source = Path(workers.__file__).read_text()
+    imported = set(re.findall(r"^(?:from|import) (\w+)", source, re.MULTILINE))
+    assert imported <= set(sys.stdlib_module_names)
+
+
+def test_a_report_is_whole_and_names_machine_and_commit(tmp_path: Path) -> None:
+    out = tmp_path / "report.json"
+    harness.write_report(None, None, {}, rows=[])
+    harness.write_report(out, open_backend("numpy"), {"rounds": 3}, rows=[1])
+    report = json.loads(out.read_text())
+    assert (report["format"], report["rows"], report["machine"]["settings"]) == (1, [1], {"rounds": 3})
+    assert {"processor", "versions", "date", "load_average", "threads", "commit"} <= set(report["machine"])
+    assert report["machine"]["threads"] >= 1
+    before = out.read_text()
+    with pytest.raises(TypeError):
+        harness.write_report(out, None, {}, rows=[object()])
+    assert out.read_text() == before
+    assert list(tmp_path.iterdir()) == [out]
+
+
+def test_a_commit_is_that_of_the_checkout(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    if (BENCHMARKS.parent / ".git").exists() and shutil.which("git"):
+        assert re.fullmatch("[0-9a-f]{40}", str(harness.machine(None, {})["commit"]))
+    monkeypatch.setattr(harness, "HERE", tmp_path)
+    assert harness.machine(None, {})["commit"] is None
+    monkeypatch.setenv("PATH", "")
+    assert harness.machine(None, {})["commit"] is None, "there is no git"
+
+
+def test_a_table_fills_short_rows() -> None:
+    assert harness.table(["a", ""], [(1, "x"), ["y"]]) == "| a |  |\n|---|---|\n| 1 | x |\n| y |  |"
+    assert harness.spread({"median": 2e-3, "low": 1e-3, "high": 3e-3}) == ["2.0", "1.0 - 3.0"]
+    assert harness.spread({"median": 2e-6, "low": 1e-6, "high": 3e-6}, ".0f", 1e6) == ["2", "1 - 3"]
+
+
+def test_mistakes_and_workers_that_end_are_lines(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def fails(error: Exception) -> Any:
+        def main() -> None:
+            raise error
+
+        return main
+
+    ended = WorkerError(worker(tmp_path), "exit code 1: no memory")
+    assert [harness.guarded(fails(StsbpError("no"))), harness.guarded(fails(ended)), harness.guarded(int)] == [1, 1, 0]
+    assert capsys.readouterr().err.splitlines() == ["Error: no", f"Error: {ended}"]
+
+
+def test_the_recurrent_case_is_compared_in_processes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "recurrent.json"
+    arguments = ["--here", "--peers", "nosuch", "--own", "cpu", "numpy", "--cases", "recurrent", "--scale", "0.03"]
+    compare.main([*arguments, "--modes", "cell", "--rounds", "2", "--turn", "1", "--clock", "cpu", "--out", str(out)])
+    (case,) = json.loads(out.read_text())["cases"]
+    assert case["network"] == "256R-10 T=100 B=2"
+    cpu, numpy, nosuch = case["records"]
+    assert cpu["checks"] == numpy["checks"]
+    assert [record["seconds"]["runs"] for record in (cpu, numpy)] == [2, 2]
+    assert (nosuch["name"], nosuch["mode"]) == ("nosuch", "cell")
+    assert "| nosuch | cell | not timed: exit code 1: ModuleNotFoundError" in capsys.readouterr().out

@@ -95,9 +95,9 @@ def test_a_verdict_compares_with_the_expected_time(measured: float, verdict: str
 
 def test_the_written_table_is_the_computed_one(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     expected.main(["--out", str(tmp_path / "expected.json")])
-    assert capsys.readouterr().out == expected.table(H100) + "\n"
+    assert capsys.readouterr().out == expected.expectation_table(H100) + "\n"
     written = (ROOT / "benchmarks" / "gpu" / "expected.md").read_text()
-    assert expected.table(H100) in written, "write expected.md anew from `python benchmarks/gpu/expected.py`"
+    assert expected.expectation_table(H100) in written, "write expected.md anew from `python benchmarks/gpu/expected.py`"
     rows = json.loads((tmp_path / "expected.json").read_text())["rows"]
     assert len(rows) == 3 * (9 + len(CASES))
 

@@ -21,21 +21,21 @@ sys.path[:0] = [str(BENCHMARKS), str(BENCHMARKS / "peers")]
 # The scripts are found on the path above.
 import same_time  # noqa: E402
 import torch  # noqa: E402
-from compare import make_problem  # noqa: E402
+from compare import Library, make_problem  # noqa: E402
 from torch_network import Peer, TorchNetwork  # noqa: E402
+from workers import WorkerError  # noqa: E402
 
 
 class StubWorker:
     """A worker that computes nothing: an update takes `seconds`, and the class is the first pixel."""
 
     def __init__(self, name: str, seconds: float) -> None:
-        self.name, self.mode, self.seconds = name, "plain", seconds
+        self.name, self.seconds = name, seconds
         self.ready = {"versions": {name: "1"}}
         self.rates: list[float] = []
         self.batches: list[bytes] = []
 
-    def ask(self, line: str) -> dict[str, Any]:
-        request, *arguments = line.split()
+    def ask(self, request: str, *arguments: Any) -> dict[str, Any]:
         with np.load(arguments[-1]) as batch:
             inputs, labels = batch["inputs"], batch["labels"]
         if request == "classes":
@@ -54,12 +54,16 @@ def split(labels: list[int], shown: list[int]) -> ArraySplit:
     return ArraySplit(images, np.array(labels))
 
 
+def contender(worker: StubWorker, lr: float) -> same_time.Contender:
+    return same_time.Contender(Library(Path("python"), worker.name, "plain"), worker, lr)  # type: ignore[arg-type]
+
+
 def test_all_get_the_same_batches_and_the_same_time(tmp_path: Path) -> None:
     digits = [1, 2, 3, 4, 5, 6, 7, 8, 9]
     test = split([0, 1, 2, 3, 4, 5], [0, 1, 2, 3, 4, 0])
     samples = same_time.Samples(split(digits, digits), test, 4, 7, Augmentation(shift=1, flip=True))
     fast, slow = StubWorker("fast", 1.0), StubWorker("slow", 2.5)
-    contenders = [same_time.Contender(worker, lr) for worker, lr in ((fast, 1.0), (slow, 0.5))]  # type: ignore[arg-type]
+    contenders = [contender(fast, 1.0), contender(slow, 0.5)]
     records: list[list[dict[str, Any]]] = []
     same_time.race(contenders, samples, tmp_path, budget=20.0, turn=3, tested=records.append)
     assert (len(fast.batches), len(slow.batches)) == (20, 8)
@@ -74,7 +78,7 @@ def test_all_get_the_same_batches_and_the_same_time(tmp_path: Path) -> None:
     assert last["fast"]["epochs"] == 10
     assert last["slow"]["tests"][-1][1:] == [4, 5 / 6], "the sixth test sample is wrong, and none is counted twice"
     assert len(records) == 10
-    row = same_time.table(records[-1]).splitlines()[2]
+    row = same_time.accuracy_table(records[-1]).splitlines()[2]
     assert row == "| fast 1 | plain | 1 | 20 | 10.0 | 83.33 | " + " ".join(["83.3"] * 7) + " |"
 
 
@@ -155,5 +159,5 @@ def test_mistakes_are_named_before_anything_trains(cifar10: Path, arguments: lis
 
 def test_a_library_that_does_not_start_is_an_error(cifar10: Path, tmp_path: Path) -> None:
     arguments = ["--here", "--peers", "nosuch", "--own", "--scale", "0.04", "--data-dir", str(cifar10)]
-    with pytest.raises(StsbpError, match="nosuch neuron: exit code 1: ModuleNotFoundError"):
+    with pytest.raises(WorkerError, match="nosuch neuron: exit code 1: ModuleNotFoundError"):
         same_time.main([*arguments, "--out", str(tmp_path / "same.json")])

@@ -21,7 +21,7 @@ from stsbp.benchmarks import cases, data, device, floor, kernels, memory, show, 
 from stsbp.benchmarks.cases import BenchmarkRun, Case, prepare
 from stsbp.benchmarks.result import Report, Row
 from stsbp.benchmarks.show import remarks
-from stsbp.benchmarks.timing import Timing, interleaved
+from stsbp.benchmarks.timing import Timing, alternated, interleaved
 from stsbp.errors import StsbpError
 from stsbp.training.build import Inputs
 from stsbp_spec.models.encoders.packed import unpacked
@@ -49,8 +49,15 @@ def silent(_: str) -> None:
 def test_work_is_taken_in_turn_after_the_warm_up() -> None:
     order: list[str] = []
     times = interleaved({"a": lambda: order.append("a"), "b": lambda: order.append("b")}, rounds=3, warmup=1)
-    assert order == ["a", "b"] * 4
+    assert order == ["a", "b", "b", "a"] * 2
     assert [len(t.seconds) for t in times.values()] == [3, 3]
+    order.clear()
+    ticks = iter(range(100))
+    turns = alternated({name: lambda name=name: order.append(name) or next(ticks) for name in "abc"}, rounds=3)  # type: ignore[misc]
+    assert "".join(order) == "abcbcacab", "each comes once at each place"
+    assert {name: timing.seconds for name, timing in turns.items()} == {"a": (0, 5, 7), "b": (1, 3, 8), "c": (2, 4, 6)}
+    clock = iter((0.0, 4.0))
+    assert interleaved({"a": order.clear}, rounds=1, warmup=0, clock=lambda: next(clock))["a"].seconds == (4.0,)
     with pytest.raises(ValueError, match="at least one round"):
         interleaved({}, rounds=0)
 
@@ -58,6 +65,9 @@ def test_work_is_taken_in_turn_after_the_warm_up() -> None:
 def test_a_timing_reports_median_and_quartiles() -> None:
     summary = Timing((5.0, 1.0, 2.0, 4.0, 3.0)).to_json()
     assert summary == {"median": 3.0, "low": 2.0, "high": 4.0, "least": 1.0, "runs": 5}
+    assert Timing.ratios(Timing((3.0, 8.0)), Timing((2.0, 4.0))).seconds == (1.5, 2.0)
+    with pytest.raises(ValueError):
+        Timing.ratios(Timing((3.0, 8.0)), Timing((2.0,)))
     assert Timing((2.0,)).to_json() == {"median": 2.0, "low": 2.0, "high": 2.0, "least": 2.0, "runs": 1}
 
 

@@ -1,14 +1,16 @@
-"""Times of several pieces of work that run alternately, A B A B, so that disturbances affect all of them."""
+"""Times of several pieces of work that run alternately, A B B A, so that disturbances affect all of them."""
 
 from __future__ import annotations
 
 import statistics
 import time
+from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
-__all__ = ["Timing", "interleaved"]
+__all__ = ["Timing", "alternated", "interleaved"]
 
 
 @dataclass(frozen=True)
@@ -47,11 +49,25 @@ class Timing:
             "runs": len(self.seconds),
         }
 
+    @classmethod
+    def ratios(cls, numerators: Timing, denominators: Timing) -> Timing:
+        """Ratios of the times that two pieces of work took in the same rounds.
 
-def interleaved(work: Mapping[str, Callable[[], object]], *, rounds: int, warmup: int = 2) -> dict[str, Timing]:
-    """Time each piece of work once per round, for `rounds` rounds, after `warmup` untimed rounds.
+        Raises:
+            ValueError: the numbers of rounds differ.
+        """
+        return cls(tuple(a / b for a, b in zip(numerators.seconds, denominators.seconds, strict=True)))
 
-    A piece of work must not return before it is done, also on its device.
+
+def alternated(work: Mapping[str, Callable[[], float]], *, rounds: int, warmup: int = 0) -> dict[str, Timing]:
+    """Let each piece of work run once per round, for `rounds` rounds after `warmup` that do not count.
+
+    Each round begins with another piece of work, because a place in the round can be an advantage.
+
+    Args:
+        work: functions that return the seconds that their work took, by name.
+        rounds: number of rounds that count.
+        warmup: number of rounds before them.
 
     Raises:
         ValueError: there is no round.
@@ -59,11 +75,34 @@ def interleaved(work: Mapping[str, Callable[[], object]], *, rounds: int, warmup
     if rounds < 1:
         raise ValueError(f"at least one round is needed, got {rounds}")
     durations: dict[str, list[float]] = {name: [] for name in work}
+    names = deque(work)
     for number in range(warmup + rounds):
-        for name, run in work.items():
-            began = time.perf_counter()
-            run()
-            seconds = time.perf_counter() - began
+        for name in names:
+            seconds = work[name]()
             if number >= warmup:
                 durations[name].append(seconds)
+        names.rotate(-1)
     return {name: Timing(tuple(seconds)) for name, seconds in durations.items()}
+
+
+def interleaved(
+    work: Mapping[str, Callable[[], object]],
+    *,
+    rounds: int,
+    warmup: int = 2,
+    clock: Callable[[], float] = time.perf_counter,
+) -> dict[str, Timing]:
+    """Time each piece of work once per round, as `alternated` does, by `clock`.
+
+    A piece of work must not return before it is done, also on its device.
+
+    Raises:
+        ValueError: there is no round.
+    """
+
+    def timed(run: Callable[[], object]) -> float:
+        began = clock()
+        run()
+        return clock() - began
+
+    return alternated({name: partial(timed, run) for name, run in work.items()}, rounds=rounds, warmup=warmup)
