@@ -113,6 +113,8 @@ def test_the_values_of_a_grid() -> None:
         (("--vary", "tau_rise=0:3:log"), "LOW of a logarithmic range must be above 0"),
         (("--vary", "tau_m=4:16:log:2"), "a logarithmic range has no STEP"),
         (("--vary", "tau_m=4:16:20"), "STEP is one of the numbers above 0 and at most HIGH - LOW"),
+        (("--vary", "tau_m=4:16:1e-30"), "a range in steps has at most 1,000,000,000 values"),
+        (("--vary", "tau_m=4:16:1e-320"), "a range in steps has at most 1,000,000,000 values"),
         (("--vary", "tau_m=4.5:16:int"), "whole numbers with int"),
         (("--vary", "steps=2.5:8"), "LOW and HIGH are whole numbers"),
         (("--vary", "threshold=1,1.0"), "at least two different values"),
@@ -126,6 +128,14 @@ def test_the_values_of_a_grid() -> None:
         (("--vary", "momentum=0.5,0.9"), "--vary 'momentum': --momentum is that of --optimizer sgd"),
         ((*TWO, "--objective", "acuracy"), "unknown objective 'acuracy' (did you mean accuracy?); known: accuracy, f1"),
         ((*TWO, "--objective", "mse"), "the labels of these data are classes, which do not have it"),
+        (
+            (*TWO, "--loss", "cross-entropy", "--objective", "f1"),
+            "with --loss cross-entropy the network has a readout, which has none; choose accuracy or loss",
+        ),
+        (
+            (*TWO, "--vary", "loss=hamming,cross-entropy-max", "--objective", "latency"),
+            "--objective 'latency' is one of output spikes, but with --loss cross-entropy-max",
+        ),
         (("--vary", "tau_s=3,4", "--objective", "loss"), "is measured with the settings tau_s, which are varied"),
         ((*TWO, "--validation", 0), "a sweep chooses by validation samples, but there are none"),
         ((*TWO, "--pruner", "median", "--objective", "energy"), "judges a value of every epoch"),

@@ -43,6 +43,8 @@ NOT_VARIED = {
 """Settings that a sweep does not vary, each with the reason."""
 _MOST_VALUES = 10_000
 """Largest number of values of a list, and of a range in steps on a grid."""
+_MOST_STEPS = 10**9
+"""Largest number of values of a range in steps that is not on a grid. Optuna cannot count many more."""
 _MOST_COMBINATIONS = 64
 """Number of combinations of other varied settings in which a value may have an effect, that are tried."""
 _TRUTH = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}
@@ -213,6 +215,10 @@ def _range(name: str, text: str, *, whole: bool) -> NumberRange:
         raise ConfigError(f"{usage}; LOW of a logarithmic range must be above 0")
     if log and step is not None:
         raise ConfigError(f"{usage}; a logarithmic range has no STEP")
+    if step is not None and (high - low) / step >= _MOST_STEPS:
+        raise ConfigError(
+            f"{usage}; a range in steps has at most {_MOST_STEPS:,} values, so give a larger STEP, or none"
+        )
     whole_values = whole or "int" in more
     if whole_values and any(x is not None and x != int(x) for x in (low, high, step)):
         raise ConfigError(f"{usage}; LOW, HIGH and STEP are whole numbers with int")

@@ -37,6 +37,7 @@ from stsbp.sweeps.objectives import Objective, check_objectives, figures_of, nee
 from stsbp.sweeps.vary import Variation, check_variations, grid_size, read_variations
 from stsbp.training.build import (
     Inputs,
+    build_loss,
     check_typed,
     check_typed_labels,
     cut_validation,
@@ -175,13 +176,24 @@ def plan_sweep(request: SweepRequest, reporter: Reporter) -> SweepPlan:
     if not objectives:
         key = "mse" if inputs.real_targets else "f1" if inputs.sequences else "accuracy"
         objectives = read_objectives([key])
-    check_objectives(objectives, inputs, variations)
+    check_objectives(objectives, inputs, variations, _readout_loss(config, variations))
     sampler, pruner = chosen_sampler(request.sampler, objectives), chosen_pruner(request.pruner, objectives)
     if request.energy_table is not None and not needs_energy(objectives):
         raise ConfigError("--energy-table is for the objective energy; leave it out")
     trials = request.trials or sampler_size or TRIALS
     trials = trials if sampler_size is None else min(trials, sampler_size)
     return SweepPlan(request, config, variations, objectives, sampler, pruner, trials, path)
+
+
+def _readout_loss(config: RunConfig, variations: Mapping[str, Variation]) -> str | None:
+    """Name of the first loss of a sweep whose networks have a readout; None: all have output spikes."""
+    names = variations["loss"].ends if "loss" in variations else (config.loss,)
+    base = SettingsSource("sweep", config.model_dump())
+    for name in names:
+        trial_config = resolve([base, SettingsSource("trial", {"loss": name})], with_preset=False)
+        if build_loss(trial_config).of_potentials:
+            return str(name)
+    return None
 
 
 def _validated(config: RunConfig, data: Dataset, typed: Mapping[str, Any]) -> RunConfig:
@@ -459,7 +471,8 @@ class _Worker:
 
     def _report(self, one: _Running, objective: Objective) -> bool:
         evaluations = validations(one.path, one.config)
-        prunes: bool = one.trial.report({epoch: record[objective.key] for epoch, record in evaluations.items()})
+        values = {epoch: record[objective.key] for epoch, record in evaluations.items() if objective.key in record}
+        prunes: bool = one.trial.report(values)
         return prunes
 
     def _ended(self, one: _Running) -> None:
