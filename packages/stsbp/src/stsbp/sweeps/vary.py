@@ -76,6 +76,11 @@ class NumberRange:
         """The values that are checked."""
         return self.low, self.high
 
+    def has(self, value: object) -> bool:
+        """Whether a value lies in the range. The last of many steps may be rounded to one beyond the end."""
+        rounding = 1e-9 * (self.high - self.low)
+        return isinstance(value, (int, float)) and self.low - rounding <= value <= self.high + rounding
+
     @property
     def grid(self) -> list[float] | None:
         """All values; None: there are infinitely many."""
@@ -101,6 +106,10 @@ class ValueList:
     def ends(self) -> tuple[Value, ...]:
         """The values that are checked."""
         return self.values
+
+    def has(self, value: object) -> bool:
+        """Whether a value is in the list."""
+        return value in self.values
 
     @property
     def grid(self) -> list[Value]:
