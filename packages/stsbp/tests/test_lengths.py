@@ -190,6 +190,18 @@ def test_spikes_after_the_end_of_a_sample_are_not_moved_into_it(
     assert curves[0] == curves[1]
 
 
+def test_the_rates_of_samples_that_end_early_do_not_depend_on_the_size_of_batches(
+    stsbp: Callable[..., Result], tmp_path: Path
+) -> None:
+    _train(stsbp, _write(tmp_path / "data.npz", _arrays()), tmp_path / "run")
+    rates = []
+    for size in (1, 3, 8):
+        result = stsbp("evaluate", tmp_path / "run", "--split", "train", "--batch-size", size, "--json")
+        assert result.exit_code == 0, result.output
+        rates.append(json.loads(result.stdout)["rates"])
+    assert rates[0] == rates[1] == rates[2]
+
+
 def test_other_lengths_are_other_data(stsbp: Callable[..., Result], tmp_path: Path) -> None:
     arrays = _arrays()
     file = _write(tmp_path / "own.npz", arrays)
