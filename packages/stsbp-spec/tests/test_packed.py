@@ -9,6 +9,7 @@ import pytest
 from stsbp_spec.engine.checks import check_inputs
 from stsbp_spec.errors import ShapeError
 from stsbp_spec.models.encoders import PackedFrames
+from stsbp_spec.models.encoders.packed import unpacked, without_padding
 from stsbp_spec.networks.spec import NetworkSpec
 from stsbp_spec.typing import Shape
 
@@ -34,6 +35,28 @@ def test_step_t_is_bit_t_of_its_byte() -> None:
 
 def test_what_lies_beyond_the_last_step_is_no_spike() -> None:
     assert PackedFrames(np.full((1, 2, 3), 255, np.uint8), 3).unpacked().tolist() == np.ones((3, 2, 3)).tolist()
+
+
+@pytest.mark.parametrize("steps", [1, 8, 11, 25])
+@pytest.mark.parametrize("shape", [(3, 2, 5, 4), (3, 6)])
+@pytest.mark.parametrize("form", [PackedFrames.of, np.asarray])
+def test_spikes_at_padded_steps_are_removed(steps: int, shape: Shape, form: Any) -> None:
+    frames = (np.random.default_rng(steps).random((steps, *shape)) < 0.6).astype(np.uint8)
+    lengths = np.array([steps, 1, steps // 2 + 1])
+    expected = frames.copy()
+    for sample, length in enumerate(lengths):
+        expected[length:, sample] = 0
+    before = frames.copy()
+    assert np.array_equal(unpacked(without_padding(form(frames), lengths)), expected)
+    assert np.array_equal(frames, before)
+    assert np.array_equal(unpacked(without_padding(form(expected), lengths)), expected)
+
+
+def test_inputs_without_padding_or_steps_stay_as_they_are() -> None:
+    images, frames = np.ones((3, 1, 4, 4), np.uint8), np.ones((5, 3, 4), np.uint8)
+    assert without_padding(images, np.array([1, 2, 3])) is images
+    assert without_padding(frames, None) is frames
+    assert without_padding(frames, np.array([5, 5, 5])) is frames
 
 
 def test_frames_lie_channels_last() -> None:

@@ -72,6 +72,19 @@ def test_moved_events_stay_within_the_steps_of_their_sample() -> None:
         assert moved[:, sample].sum() > 0
 
 
+@pytest.mark.parametrize("name", KINDS["events"])
+def test_events_after_the_end_of_a_sample_are_left_out(name: str) -> None:
+    lengths: Int64 = np.array([12, 3, 1, 7, 5])
+    inside = (np.arange(12)[:, None] < lengths)[:, :, None, None, None].astype(np.uint8)
+    disturbed_inputs = [
+        unpacked(disturbed(form(inputs), NUMBERS, name, 0.5 if name != "jitter" else 4, lengths=lengths))
+        for form in (PackedFrames.of, np.asarray)
+        for inputs in (EVENTS * inside, EVENTS)
+    ]
+    assert np.array_equal(disturbed_inputs[0], disturbed_inputs[1])
+    assert np.array_equal(disturbed_inputs[2], disturbed_inputs[3])
+
+
 def test_added_events_are_as_many_as_asked_for() -> None:
     silent = np.zeros_like(EVENTS)
     lengths: Int64 = np.array([12, 3, 1, 7, 5])

@@ -170,6 +170,38 @@ def test_a_run_does_not_see_what_is_padded_and_measures_each_sample_alone(
         assert evaluated["rates"][name] == pytest.approx(count / (LENGTHS[12:].sum() * sizes[name]), rel=1e-12)
 
 
+@pytest.mark.parametrize("augmentation", [("--augment-shift", 3), ("--augment-elastic", 2.0), ("--augment-scale", 0.5)])
+def test_spikes_after_the_end_of_a_sample_are_not_moved_into_it(
+    stsbp: Callable[..., Result], tmp_path: Path, augmentation: tuple[Any, ...]
+) -> None:
+    ends, curves = [], []
+    for padding in (0, 1):
+        arrays = {**_arrays(padding=padding), "labels": np.arange(SAMPLES) % 3}
+        del arrays["targets"]
+        run = tmp_path / f"run{padding}"
+        _train(stsbp, _write(tmp_path / f"{padding}.npz", arrays), run, *augmentation)
+        ends.append(json.loads((run / "last.json").read_text())["sha256"])
+        result = stsbp(
+            "curves", run, "--noise", "jitter=0,1,4", "--noise", "lost=0.3", "--noise", "added=0.1", "--json"
+        )
+        assert result.exit_code == 0, result.output
+        curves.append(json.loads(result.stdout)["noise"])
+    assert ends[0] == ends[1]
+    assert curves[0] == curves[1]
+
+
+def test_the_rates_of_samples_that_end_early_do_not_depend_on_the_size_of_batches(
+    stsbp: Callable[..., Result], tmp_path: Path
+) -> None:
+    _train(stsbp, _write(tmp_path / "data.npz", _arrays()), tmp_path / "run")
+    rates = []
+    for size in (1, 3, 8):
+        result = stsbp("evaluate", tmp_path / "run", "--split", "train", "--batch-size", size, "--json")
+        assert result.exit_code == 0, result.output
+        rates.append(json.loads(result.stdout)["rates"])
+    assert rates[0] == rates[1] == rates[2]
+
+
 def test_other_lengths_are_other_data(stsbp: Callable[..., Result], tmp_path: Path) -> None:
     arrays = _arrays()
     file = _write(tmp_path / "own.npz", arrays)

@@ -11,10 +11,11 @@ import os
 import re
 import shutil
 import signal
+import sqlite3
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +35,9 @@ from stsbp.training.run_folder import RunFolder
 
 optuna = pytest.importorskip("optuna")
 
-from stsbp.sweeps import study as studies  # noqa: E402 - it imports optuna
+from stsbp.sweeps import journal as journals  # noqa: E402 - it imports optuna
+from stsbp.sweeps import study as studies  # noqa: E402
+from stsbp.sweeps.journal import open_journal  # noqa: E402
 from stsbp.sweeps.study import Study, StudyIdentity, open_storage, quiet  # noqa: E402
 
 Call = Callable[..., Result]
@@ -113,6 +116,8 @@ def test_the_values_of_a_grid() -> None:
         (("--vary", "tau_rise=0:3:log"), "LOW of a logarithmic range must be above 0"),
         (("--vary", "tau_m=4:16:log:2"), "a logarithmic range has no STEP"),
         (("--vary", "tau_m=4:16:20"), "STEP is one of the numbers above 0 and at most HIGH - LOW"),
+        (("--vary", "tau_m=4:16:1e-30"), "a range in steps has at most 1,000,000,000 values"),
+        (("--vary", "tau_m=4:16:1e-320"), "a range in steps has at most 1,000,000,000 values"),
         (("--vary", "tau_m=4.5:16:int"), "whole numbers with int"),
         (("--vary", "steps=2.5:8"), "LOW and HIGH are whole numbers"),
         (("--vary", "threshold=1,1.0"), "at least two different values"),
@@ -126,6 +131,14 @@ def test_the_values_of_a_grid() -> None:
         (("--vary", "momentum=0.5,0.9"), "--vary 'momentum': --momentum is that of --optimizer sgd"),
         ((*TWO, "--objective", "acuracy"), "unknown objective 'acuracy' (did you mean accuracy?); known: accuracy, f1"),
         ((*TWO, "--objective", "mse"), "the labels of these data are classes, which do not have it"),
+        (
+            (*TWO, "--loss", "cross-entropy", "--objective", "f1"),
+            "with --loss cross-entropy the network has a readout, which has none; choose accuracy or loss",
+        ),
+        (
+            (*TWO, "--vary", "loss=hamming,cross-entropy-max", "--objective", "latency"),
+            "--objective 'latency' is one of output spikes, but with --loss cross-entropy-max",
+        ),
         (("--vary", "tau_s=3,4", "--objective", "loss"), "is measured with the settings tau_s, which are varied"),
         ((*TWO, "--validation", 0), "a sweep chooses by validation samples, but there are none"),
         ((*TWO, "--pruner", "median", "--objective", "energy"), "judges a value of every epoch"),
@@ -605,3 +618,156 @@ def test_trials_have_the_trackers_of_the_sweep(sweep: Call, tmp_path: Path, monk
     told = (tmp_path / "told").read_text().splitlines()
     assert "epoch" in told
     assert told[-1] == "True"
+
+
+@pytest.fixture(scope="module")
+def stored(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the studies of two finished trials: a database and a journal."""
+    folder = tmp_path_factory.mktemp("stored")
+    with quiet():
+        for storage in (None, str(folder / "study.log")):
+            study = Study.join(open_storage(storage, folder, TrialHeartbeat()), "s", identity())
+            study.next_sampler(0, parallel=False)
+            for number in range(2):
+                trial = study.ask()
+                trial.belongs("w", f"trial-{number}", ["--backend", "cpu"])
+                trial.report({1: 0.25, 2: 0.5})
+                trial.complete([0.5 + number / 8], {"accuracy": 0.5 + number / 8, "epoch": 2.0})
+    return folder
+
+
+def read_and_join(folder: Path, storage: str | None) -> Iterator[Callable[[], object]]:
+    """Reading the study of a folder, to show it and to continue it."""
+    yield lambda: package.load_sweep(folder, storage=storage)
+    yield lambda: Study.join(open_storage(storage, folder, TrialHeartbeat()), "s", identity())
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ("update trial_values set value='abc'", "trial 0 has the value 'abc' of an objective, which is not a finite"),
+        ("update trial_values set value=9e999", "trial 0 has the value inf of an objective"),
+        ("update trial_params set param_value=99", "trial 0 has threshold = 99.0, which is not one of the varied"),
+        ("update trial_params set distribution_json='{}'", "is damaged, or was not made by stsbp sweep: KeyError"),
+        (
+            "update trial_params set distribution_json='x'",
+            "is damaged, or was not made by stsbp sweep: JSONDecodeError",
+        ),
+        ("update trial_user_attributes set value_json='{'", "is damaged, or was not made by stsbp sweep"),
+        ("update trial_user_attributes set value_json='null'", "trial 0 has the run None"),
+        ("update trial_user_attributes set value_json='3' where key='options'", "trial 0 has the options 3"),
+        ("update trial_user_attributes set value_json='3' where key='figures'", "trial 0 has figures that cannot be"),
+        ("update trial_user_attributes set value_json='\"../x\"' where key='folder'", "trial 0 has the run '../x'"),
+        ("update study_user_attributes set value_json='{'", "is damaged, or was not made by stsbp sweep"),
+        ("update study_user_attributes set value_json='[1]'", "is damaged"),
+        ("update trials set state='X'", "is damaged, or was not made by stsbp sweep: LookupError"),
+        ("update trials set datetime_start='x'", "is damaged, or was not made by stsbp sweep: ValueError"),
+        ("update trials set datetime_complete=NULL", "trial 0 is finished, but has no time at which it ended"),
+        ("update trials set number=7", "should have the numbers from 0 on, but have 7"),
+        ("delete from trials where number=0", "should have the numbers from 0 on, but have 1"),
+        ("delete from trial_params", "trial 0 has values of other settings: none"),
+        ("update study_directions set direction='MINIMIZE'", "its directions are not those of its objectives"),
+        ("drop table trial_values", "trial 0 is finished, but has not one value for each objective"),
+        ("delete from trial_values", "trial 0 is finished, but has not one value for each objective"),
+    ],
+)
+def test_a_damaged_database_is_named(change: str, message: str, stored: Path, tmp_path: Path) -> None:
+    database = sqlite3.connect(shutil.copy(stored / "study.db", tmp_path))
+    database.execute(change)
+    database.commit()
+    database.close()
+    for reading in read_and_join(tmp_path, None):
+        with pytest.raises((FileError, CheckpointError), match=re.escape(message)) as error, quiet():
+            reading()
+        assert str(tmp_path / "study.db") in str(error.value) or "about itself is damaged" in str(error.value)
+
+
+@pytest.mark.parametrize("content", [b"", b"x" * 100, b"SQLite format 3\0" + b"\x5a" * 5000])
+def test_a_file_that_is_no_database_is_named(content: bytes, tmp_path: Path) -> None:
+    (tmp_path / "study.db").write_bytes(content)
+    with pytest.raises((FileError, ConfigError), match=r"study\.db|0 studies"):
+        package.load_sweep(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda lines: [b"\x80\x81", *lines], "its first line is not the record that makes a study"),
+        (lambda lines: lines[1:], "its first line is not the record that makes a study"),
+        (lambda lines: [lines[0][:10]], "its first line is not the record that makes a study"),
+        (lambda lines: [b"a text\n"], "its first line is not the record that makes a study"),
+        (lambda lines: [*lines, b"null\n"], "is damaged, or was not made by stsbp sweep: TypeError"),
+        (lambda lines: [*lines, b'{"op_code": 999}\n'], "is damaged, or was not made by stsbp sweep: AssertionError"),
+        (lambda lines: [*lines, b'{"op_code": 4}\n'], "is damaged, or was not made by stsbp sweep: KeyError"),
+        (lambda lines: [*lines, b"[" * 200_000 + b"\n"], "is damaged, or was not made by stsbp sweep: RecursionError"),
+        (lambda lines: [*lines, b"1" * 10_000 + b"\n"], "is damaged, or was not made by stsbp sweep: ValueError"),
+        (lambda lines: [*lines[:5], b"{\n", *lines[5:]], "is damaged, or was not made by stsbp sweep: JSONDecodeError"),
+        (lambda lines: [x.replace(b"[0.625]", b'["abc"]') for x in lines], "trial 1 has the value 'abc'"),
+    ],
+)
+def test_a_damaged_journal_is_named(change: Any, message: str, stored: Path, tmp_path: Path) -> None:
+    journal = tmp_path / "study.log"
+    content = b"".join(change((stored / "study.log").read_bytes().splitlines(keepends=True)))
+    journal.write_bytes(content)
+    for reading in read_and_join(tmp_path, str(journal)):
+        with pytest.raises((FileError, CheckpointError), match=re.escape(message)) as error, quiet():
+            reading()
+        assert str(journal) in str(error.value)
+    # Joining a study records that it should be made, and never changes what is there.
+    assert journal.read_bytes().startswith(content)
+
+
+@pytest.mark.parametrize("cut", [b'{"op_code": 4, "worker_id":"x"', b'{"op_code": 4, "work\n'])
+def test_a_record_that_was_cut_is_told_and_moved_away(cut: bytes, stored: Path, tmp_path: Path) -> None:
+    journal = tmp_path / "study.log"
+    whole = (stored / "study.log").read_bytes()
+    journal.write_bytes(whole + cut)
+    with pytest.warns(UserWarning, match=r"the last record of .*study\.log was cut, as by a crash .* is left out"):
+        assert len(package.load_sweep(storage=journal).trials) == 2
+    assert journal.read_bytes() == whole + cut
+    texts: list[str] = []
+    with quiet():
+        study = Study.join(open_storage(str(journal), tmp_path, TrialHeartbeat(), warn=texts.append), "s", identity())
+        study.next_sampler(0, parallel=False)
+        study.ask().fail("a reason")
+    assert re.search(rf"its {len(cut)} bytes were moved to .*study\.log\.cut", *texts)
+    assert (tmp_path / "study.log.cut").read_bytes() == cut.rstrip(b"\n") + b"\n"
+    assert journal.read_bytes().startswith(whole)
+    assert [row["state"] for row in package.load_sweep(storage=journal).trials] == ["finished", "finished", "failed"]
+
+
+def test_a_storage_must_be_a_file(sweep: Call, tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "s").mkdir()
+    for name, kind in (("pipe", "a pipe"), ("/dev/zero", "a device"), (".", "a folder")):
+        for storage in (name, f"sqlite:///{name}"):
+            assert f"it is {kind}, not a regular file" in sweep(*TWO, "--storage", storage).stderr
+    for arguments in (("--storage", "pipe"), ()):
+        os.mkfifo(tmp_path / "s" / "study.db") if not arguments else None
+        assert "it is a pipe, not a regular file" in sweep(*TWO, *arguments).stderr
+
+
+def test_the_lock_of_a_killed_sweep_is_removed_and_one_that_leads_nowhere_is_named(
+    stored: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(journals, "_LOCK_WAIT", 0.2)
+    (tmp_path / "deep").mkdir()
+    shutil.copy(stored / "study.log", tmp_path / "deep")
+    texts: list[str] = []
+    journal = open_journal("deep/study.log", texts.append, make=True)
+    lock = tmp_path / "deep" / "study.log.lock"
+    journal.lock.acquire()
+    # It leads to the journal also if the folder is moved.
+    assert os.path.samefile(lock, tmp_path / "deep" / "study.log")
+    journal.lock.grace_period = 1
+    other = open_journal("deep/study.log", texts.append, make=True)
+    other.lock.grace_period = 1
+    other.set_study_user_attr(0, "key", 1)
+    assert not os.path.lexists(lock)
+    assert re.search(
+        r"waiting for up to 1 seconds for the lock .*/deep/study\.log\.lock, which a sweep .* killed", *texts
+    )
+    lock.symlink_to("deep/study.log")
+    with pytest.raises(FileError, match=r"is a link to deep/study\.log, which is not there; if no other sweep uses"):
+        Study.join(open_storage("deep/study.log", tmp_path, TrialHeartbeat()), "s", identity()).ask()

@@ -15,6 +15,7 @@ from stsbp_spec.registry import default_backend, open_backend
 from stsbp_spec.validation import integer, real, shown
 
 from stsbp.api.calls import flag, in_python, path_of
+from stsbp.api.progress import warn_caller
 from stsbp.api.settings import plain_settings
 from stsbp.errors import ConfigError
 from stsbp.sweeps.methods import TrialHeartbeat, check_optuna
@@ -142,7 +143,7 @@ def _stored(folder: Path | None, storage: str | None, study: str | None) -> Swee
     # Optuna takes half a second to import.
     from stsbp.sweeps.stored import stored_sweep
 
-    return stored_sweep(folder, storage, study)
+    return stored_sweep(folder, storage, study, warn_caller)
 
 
 def _count(name: str, value: object, least: int = 1) -> int:

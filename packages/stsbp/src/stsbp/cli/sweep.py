@@ -205,7 +205,10 @@ def _show_stored(name: str | None, storage: str | None, study: str | None, *, as
     typed = [key for key, source in sources.items() if source is not None and source.name == "COMMANDLINE"]
     if typed:
         raise ConfigError(f"--table trains nothing; leave --{typed[0].replace('_', '-')} out")
-    _show(stored_sweep(None if name is None else Path(name), storage, study), as_csv=as_csv)
+    view = stored_sweep(
+        None if name is None else Path(name), storage, study, lambda text: say(f"warning: {text}", err=True)
+    )
+    _show(view, as_csv=as_csv)
 
 
 def _show(view: Any, *, as_csv: bool) -> None:

@@ -9,7 +9,7 @@ from importlib.util import find_spec
 from stsbp.errors import ConfigError, did_you_mean
 from stsbp.sweeps.objectives import Objective
 
-__all__ = ["PRUNERS", "SAMPLERS", "TrialHeartbeat", "check_optuna", "chosen_pruner", "chosen_sampler"]
+__all__ = ["PRUNERS", "SAMPLERS", "TrialHeartbeat", "check_optuna", "chosen_pruner", "chosen_sampler", "name_of_run"]
 
 SAMPLERS = ("tpe", "random", "grid", "qmc", "nsga2", "nsga3")
 PRUNERS = ("none", "median", "hyperband", "halving")
@@ -66,3 +66,8 @@ def chosen_pruner(name: str, objectives: Sequence[Objective]) -> str:
             "the end; leave --pruner out"
         )
     return name
+
+
+def name_of_run(number: int) -> str:
+    """Name of the folder of the run of a trial."""
+    return f"trial-{number}"

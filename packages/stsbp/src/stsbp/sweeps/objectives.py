@@ -71,6 +71,8 @@ OBJECTIVES: Mapping[str, Objective] = MappingProxyType(
     }
 )
 """All objectives by name."""
+_OF_SPIKES = ("f1", "latency")
+"""Objectives that need output spikes."""
 
 
 def read_objectives(names: Iterable[str]) -> tuple[Objective, ...]:
@@ -91,11 +93,20 @@ def read_objectives(names: Iterable[str]) -> tuple[Objective, ...]:
     return tuple(objectives.values())
 
 
-def check_objectives(objectives: Sequence[Objective], inputs: Inputs, varied: Iterable[str]) -> None:
-    """Check that the data have these objectives, and that their values can be compared.
+def check_objectives(
+    objectives: Sequence[Objective], inputs: Inputs, varied: Iterable[str], readout_loss: str | None = None
+) -> None:
+    """Check that the data and the networks have these objectives, and that their values can be compared.
+
+    Args:
+        objectives: the objectives.
+        inputs: the form of the data.
+        varied: names of the varied settings.
+        readout_loss: name of a loss of the sweep whose networks have a readout, which has no spikes; None: none has.
 
     Raises:
-        ConfigError: the data do not have one of them, or it depends on how a varied setting lets it be measured.
+        ConfigError: the data or a network do not have one of them, or it depends on how a varied setting lets it be
+            measured.
     """
     kind = "real numbers" if inputs.real_targets else "spike trains" if inputs.sequences else "classes"
     lacking = {"real numbers": ("accuracy", "f1", "latency"), "spike trains": ("accuracy", "mse"), "classes": ("mse",)}
@@ -104,6 +115,11 @@ def check_objectives(objectives: Sequence[Objective], inputs: Inputs, varied: It
         if objective.key in lacking[kind]:
             raise ConfigError(
                 f"--objective {objective.key!r}: the labels of these data are {kind}, which do not have it"
+            )
+        if readout_loss is not None and objective.key in _OF_SPIKES:
+            raise ConfigError(
+                f"--objective {objective.key!r} is one of output spikes, but with --loss {readout_loss} the network "
+                "has a readout, which has none; choose accuracy or loss"
             )
         if changed := [name for name in MEASURED.get(objective.key, ()) if name in varied_names]:
             raise ConfigError(

@@ -12,10 +12,11 @@ import contextlib
 import dataclasses
 import inspect
 import json
+import math
 import time
 import uuid
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -24,14 +25,16 @@ from typing import Any
 import optuna
 import sqlalchemy.engine
 import sqlalchemy.exc
-from optuna.storages import BaseStorage, JournalStorage, RDBStorage
+from optuna.storages import BaseStorage, RDBStorage
 from optuna.trial import FrozenTrial, TrialState
 from pydantic import ValidationError
+from stsbp_spec.validation import listed, shown
 
 from stsbp import records
 from stsbp.config import RunConfig, SettingsSource, differences, resolve
-from stsbp.errors import CheckpointError, ConfigError, FileError, StsbpError
-from stsbp.sweeps.methods import TrialHeartbeat
+from stsbp.errors import CheckpointError, ConfigError, FileError, StsbpError, printable
+from stsbp.sweeps.journal import Journal, check_file, open_journal
+from stsbp.sweeps.methods import TrialHeartbeat, name_of_run
 from stsbp.sweeps.objectives import OBJECTIVES, Objective
 from stsbp.sweeps.show import TrialRow
 from stsbp.sweeps.vary import NumberRange, Variation, grid_values, variation_of
@@ -47,6 +50,9 @@ _POPULATION = 16
 """Number of trials of a generation of NSGA-II and NSGA-III. Optuna's own default, 50, is more than most sweeps have."""
 _WAIT = 10.0
 """Longest time in seconds to wait until the process that has just made the study says what it is."""
+_LONGEST_REASON = 300
+"""Largest number of characters of the reason why a storage cannot be read."""
+_MAXIMIZE = optuna.study.StudyDirection.MAXIMIZE
 _STATES = {
     TrialState.COMPLETE: "finished",
     TrialState.PRUNED: "pruned",
@@ -73,32 +79,79 @@ def quiet() -> Iterator[None]:
         optuna.logging.set_verbosity(verbosity)
 
 
-def open_storage(storage: str | None, folder: Path, heartbeat: TrialHeartbeat, *, make: bool = True) -> BaseStorage:
+@contextlib.contextmanager
+def _reading(name: str) -> Iterator[None]:
+    """Within it, whatever Optuna raises when it reads the storage `name` is a `FileError`.
+
+    Optuna checks little of what it reads, so that a damaged storage ends in errors of any type.
+    """
+    try:
+        yield
+    except (StsbpError, MemoryError):
+        raise
+    except (optuna.exceptions.StorageInternalError, sqlalchemy.exc.SQLAlchemyError, OSError) as error:
+        raise FileError(f"cannot read the storage {name}: {_first_line(error)}") from error
+    except Exception as error:
+        raise FileError(
+            f"the storage {name} is damaged, or was not made by stsbp sweep: {type(error).__name__}: "
+            f"{_first_line(error)}; put it back from a copy, or name another one with --storage"
+        ) from error
+
+
+def _first_line(error: Exception) -> str:
+    return printable(next(iter(str(error).splitlines()), "")[:_LONGEST_REASON])
+
+
+def _name_of(storage: BaseStorage) -> str:
+    """The path or URL of a storage, without its password."""
+    if isinstance(storage, Journal):
+        return str(storage.path)
+    if not isinstance(storage, RDBStorage):
+        return type(storage).__name__
+    url = storage.engine.url
+    is_file = url.drivername.startswith("sqlite") and url.database
+    return str(url.database) if is_file else url.render_as_string(hide_password=True)
+
+
+def open_storage(
+    storage: str | None,
+    folder: Path,
+    heartbeat: TrialHeartbeat,
+    *,
+    make: bool = True,
+    warn: Callable[[str], object] = lambda _: None,
+) -> BaseStorage:
     """The storage: a database by its URL, the journal in a file, or by default `study.db` in the folder of the sweep.
+
+    Args:
+        storage: URL of the database, or path of the journal; None: the default.
+        folder: folder of the sweep.
+        heartbeat: how often running trials record that they are alive.
+        make: whether trials will be added. A storage that is missing is then made.
+        warn: function that receives warnings.
 
     Raises:
         ConfigError: the URL is none, or a module for its database is missing.
-        FileError: it cannot be opened.
+        FileError: it cannot be opened, or is damaged.
     """
     path = folder / "study.db"
-    if storage is None and not make and not path.is_file():
+    if storage is None and not check_file(path) and not make:
         raise FileError(f"{folder} has no {path.name}; name the storage of the sweep with --storage")
+    if storage is not None and "://" not in storage:
+        with _reading(storage):
+            return open_journal(storage, warn, make=make)
     of_stale_trials: dict[str, Any] = {_of_stale_trials(): _retry}
     try:
-        if storage is not None and "://" not in storage:
-            from optuna.storages.journal import JournalFileBackend
-
-            if not make and not Path(storage).is_file():
-                raise FileError(f"there is no journal {storage}")
-            Path(storage).absolute().parent.mkdir(parents=True, exist_ok=True)
-            return JournalStorage(JournalFileBackend(storage))
         url = storage
         if url is None:
             url = sqlalchemy.engine.URL.create("sqlite", database=str(path.absolute())).render_as_string(
                 hide_password=False
             )
         else:
-            sqlalchemy.engine.make_url(url)
+            parts = sqlalchemy.engine.make_url(url)
+            database = parts.database or ":memory:"
+            if parts.drivername.startswith("sqlite") and not database.startswith((":", "file:")):
+                check_file(Path(database))
         # Other processes may be writing.
         connect = {"connect_args": {"timeout": 60}} if url.startswith("sqlite") else None
         beats = {"heartbeat_interval": heartbeat.interval, "grace_period": heartbeat.grace}
@@ -116,7 +169,8 @@ def open_storage(storage: str | None, folder: Path, heartbeat: TrialHeartbeat, *
             "--storage is a file, or the URL of a database such as postgresql://user:password@host/name"
         ) from error
     except (sqlalchemy.exc.SQLAlchemyError, RuntimeError, OSError) as error:
-        raise FileError(f"cannot open the storage of the sweep: {error}".splitlines()[0]) from error
+        name = str(path) if storage is None else sqlalchemy.engine.make_url(url).render_as_string(hide_password=True)
+        raise FileError(f"cannot open the storage {name}: {_first_line(error)}") from error
 
 
 def _database(url: str, arguments: Mapping[str, Any]) -> RDBStorage:
@@ -311,8 +365,17 @@ class Study:
 
         Raises:
             ConfigError: the study is another one. The message names all differences.
+            FileError: the storage is damaged.
         """
-        up, down = optuna.study.StudyDirection.MAXIMIZE, optuna.study.StudyDirection.MINIMIZE
+        with _reading(_name_of(storage)):
+            joined = cls._joined(storage, name, identity)
+        # What is checked here is what the samplers read.
+        joined.rows()
+        return joined
+
+    @classmethod
+    def _joined(cls, storage: BaseStorage, name: str, identity: StudyIdentity) -> Study:
+        up, down = _MAXIMIZE, optuna.study.StudyDirection.MINIMIZE
         directions = [up if objective.maximise else down for objective in identity.objectives]
         try:
             study = optuna.create_study(storage=storage, study_name=name, directions=directions)
@@ -339,7 +402,13 @@ class Study:
 
         Raises:
             ConfigError: there is no such study, or none was made by stsbp; or there are several.
+            FileError: the storage is damaged.
         """
+        with _reading(_name_of(storage)):
+            return cls._read(storage, name)
+
+    @classmethod
+    def _read(cls, storage: BaseStorage, name: str | None) -> Study:
         names = optuna.get_all_study_names(storage)
         if name is None and len(names) != 1:
             raise ConfigError(
@@ -424,18 +493,65 @@ class Study:
         """All trials in the order of their numbers, from the storage alone.
 
         Raises:
-            CheckpointError: the storage was damaged.
+            CheckpointError: a trial, or the study, is not as `stsbp sweep` has stored it.
+            FileError: the storage is damaged.
         """
-        stored = self.study.get_trials(deepcopy=False)
+        with _reading(_name_of(self.storage)):
+            stored = self.study.get_trials(deepcopy=False)
+            directions = [direction == _MAXIMIZE for direction in self.study.directions]
+        if directions != [objective.maximise for objective in self.identity.objectives]:
+            raise self._damaged("its directions are not those of its objectives")
+        if (numbers := [trial.number for trial in stored]) != [*range(len(stored))]:
+            raise self._damaged(
+                f"its {len(stored):,} trials should have the numbers from 0 on, but have {listed(numbers)}"
+            )
+        for trial in stored:
+            if problem := self._problem(trial):
+                raise self._damaged(f"trial {trial.number} {problem}")
         again = {number for trial in stored for number in _retried(trial)}
         return [self._row(trial, again) for trial in stored]
 
+    def _damaged(self, problem: str) -> CheckpointError:
+        return CheckpointError(
+            f"the study {self.name!r} in the storage {_name_of(self.storage)} is damaged: {problem}; put the storage "
+            "back from a copy, or begin another study with --study and --out"
+        )
+
+    def _problem(self, trial: FrozenTrial) -> str:
+        """What of a stored trial no sweep has written; "": nothing. Optuna does not check what it reads."""
+        attributes, variations = trial.user_attrs, self.identity.variations
+        is_over = trial.state in (TrialState.COMPLETE, TrialState.PRUNED)
+        if not trial.params.keys() <= variations.keys() or (is_over and trial.params.keys() != variations.keys()):
+            return f"has values of other settings: {', '.join(trial.params) or 'none'}"
+        for name, value in trial.params.items():
+            if not variations[name].has(value):
+                return f"has {name} = {shown(value)}, which is not one of the varied values"
+        if trial.state == TrialState.COMPLETE:
+            if trial.values is None or len(trial.values) != len(self.identity.objectives):
+                return "is finished, but has not one value for each objective"
+            if trial.datetime_complete is None:
+                return "is finished, but has no time at which it ended"
+        for value in (*(trial.values or ()), *trial.intermediate_values.values()):
+            if not isinstance(value, (int, float)) or not math.isfinite(value):
+                return f"has the value {shown(value)} of an objective, which is not a finite number"
+        if not all(isinstance(epoch, int) and epoch >= 0 for epoch in trial.intermediate_values):
+            return "has values of epochs that are no numbers"
+        if attributes.get("folder", name_of_run(trial.number)) != name_of_run(trial.number):
+            return f"has the run {shown(attributes['folder'])}"
+        options, history = attributes.get("options", []), trial.system_attrs.get("retry_history", [])
+        if not isinstance(options, (list, tuple)) or not all(isinstance(option, str) for option in options):
+            return f"has the options {shown(options)}"
+        if not isinstance(history, (list, tuple)) or not all(type(number) is int for number in history):
+            return f"tries again what is no list of trials: {shown(history)}"
+        try:
+            records.read(records.TrialFigures, {"figures": attributes.get("figures", {})})
+        except ValueError as error:
+            return f"has figures that cannot be read: {records.reason(error)}"
+        return ""
+
     def _row(self, trial: FrozenTrial, again: set[int]) -> TrialRow:
         attributes = trial.user_attrs
-        try:
-            figures = records.read(records.TrialFigures, {"figures": attributes.get("figures", {})}).figures
-        except ValueError as error:
-            raise CheckpointError(f"trial {trial.number} of the study {self.name!r} is damaged: {error}") from error
+        figures = records.read(records.TrialFigures, {"figures": attributes.get("figures", {})}).figures
         finished = trial.state == TrialState.COMPLETE
         history = _retried(trial)
         epochs = max(trial.intermediate_values, default=None)

@@ -43,6 +43,8 @@ NOT_VARIED = {
 """Settings that a sweep does not vary, each with the reason."""
 _MOST_VALUES = 10_000
 """Largest number of values of a list, and of a range in steps on a grid."""
+_MOST_STEPS = 10**9
+"""Largest number of values of a range in steps that is not on a grid. Optuna cannot count many more."""
 _MOST_COMBINATIONS = 64
 """Number of combinations of other varied settings in which a value may have an effect, that are tried."""
 _TRUTH = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}
@@ -74,6 +76,11 @@ class NumberRange:
         """The values that are checked."""
         return self.low, self.high
 
+    def has(self, value: object) -> bool:
+        """Whether a value lies in the range. The last of many steps may be rounded to one beyond the end."""
+        rounding = 1e-9 * (self.high - self.low)
+        return isinstance(value, (int, float)) and self.low - rounding <= value <= self.high + rounding
+
     @property
     def grid(self) -> list[float] | None:
         """All values; None: there are infinitely many."""
@@ -99,6 +106,10 @@ class ValueList:
     def ends(self) -> tuple[Value, ...]:
         """The values that are checked."""
         return self.values
+
+    def has(self, value: object) -> bool:
+        """Whether a value is in the list."""
+        return value in self.values
 
     @property
     def grid(self) -> list[Value]:
@@ -213,6 +224,10 @@ def _range(name: str, text: str, *, whole: bool) -> NumberRange:
         raise ConfigError(f"{usage}; LOW of a logarithmic range must be above 0")
     if log and step is not None:
         raise ConfigError(f"{usage}; a logarithmic range has no STEP")
+    if step is not None and (high - low) / step >= _MOST_STEPS:
+        raise ConfigError(
+            f"{usage}; a range in steps has at most {_MOST_STEPS:,} values, so give a larger STEP, or none"
+        )
     whole_values = whole or "int" in more
     if whole_values and any(x is not None and x != int(x) for x in (low, high, step)):
         raise ConfigError(f"{usage}; LOW, HIGH and STEP are whole numbers with int")

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import re
 import tempfile
 import time
@@ -32,11 +33,12 @@ from stsbp.errors import CheckpointError, ConfigError, FileError, StsbpError
 from stsbp.experiment.run import experiment_settings, with_validation
 from stsbp.files import MEGABYTE, read_regular, write_atomically
 from stsbp.processes.job import SIGTERM, Job, end_jobs, run_words, threads_each
-from stsbp.sweeps.methods import TrialHeartbeat, check_optuna, chosen_pruner, chosen_sampler
+from stsbp.sweeps.methods import TrialHeartbeat, check_optuna, chosen_pruner, chosen_sampler, name_of_run
 from stsbp.sweeps.objectives import Objective, check_objectives, figures_of, needs_energy, read_objectives, validations
 from stsbp.sweeps.vary import Variation, check_variations, grid_size, read_variations
 from stsbp.training.build import (
     Inputs,
+    build_loss,
     check_typed,
     check_typed_labels,
     cut_validation,
@@ -175,13 +177,24 @@ def plan_sweep(request: SweepRequest, reporter: Reporter) -> SweepPlan:
     if not objectives:
         key = "mse" if inputs.real_targets else "f1" if inputs.sequences else "accuracy"
         objectives = read_objectives([key])
-    check_objectives(objectives, inputs, variations)
+    check_objectives(objectives, inputs, variations, _readout_loss(config, variations))
     sampler, pruner = chosen_sampler(request.sampler, objectives), chosen_pruner(request.pruner, objectives)
     if request.energy_table is not None and not needs_energy(objectives):
         raise ConfigError("--energy-table is for the objective energy; leave it out")
     trials = request.trials or sampler_size or TRIALS
     trials = trials if sampler_size is None else min(trials, sampler_size)
     return SweepPlan(request, config, variations, objectives, sampler, pruner, trials, path)
+
+
+def _readout_loss(config: RunConfig, variations: Mapping[str, Variation]) -> str | None:
+    """Name of the first loss of a sweep whose networks have a readout; None: all have output spikes."""
+    names = variations["loss"].ends if "loss" in variations else (config.loss,)
+    base = SettingsSource("sweep", config.model_dump())
+    for name in names:
+        trial_config = resolve([base, SettingsSource("trial", {"loss": name})], with_preset=False)
+        if build_loss(trial_config).of_potentials:
+            return str(name)
+    return None
 
 
 def _validated(config: RunConfig, data: Dataset, typed: Mapping[str, Any]) -> RunConfig:
@@ -233,7 +246,10 @@ def run_sweep(plan: SweepPlan, options: Sequence[str], print_line: Callable[[str
     identity = StudyIdentity(plan.config, plan.variations, plan.objectives, plan.sampler, plan.pruner, *prices)
     folder = RunFolder(plan.path)
     with folder.lock(), quiet(), stopping() as stop:
-        study = Study.join(open_storage(request.storage, plan.path, request.heartbeat), plan.study_name, identity)
+        storage = open_storage(
+            request.storage, plan.path, request.heartbeat, warn=lambda text: print_line(f"warning: {text}")
+        )
+        study = Study.join(storage, plan.study_name, identity)
         worker = _Worker(plan, study, folder, _worker_name(folder, study), options, print_line)
 
         def write() -> SweepView:
@@ -394,7 +410,7 @@ class _Worker:
 
     def _start(self, trial: Any, settings: Path) -> None:
         """Begin or continue the run of a trial. If its values contradict each other, it fails."""
-        name = f"trial-{trial.number}"
+        name = name_of_run(trial.number)
         trial.belongs(self.name, name, self.options)
         trial.beat()
         try:
@@ -459,7 +475,8 @@ class _Worker:
 
     def _report(self, one: _Running, objective: Objective) -> bool:
         evaluations = validations(one.path, one.config)
-        prunes: bool = one.trial.report({epoch: record[objective.key] for epoch, record in evaluations.items()})
+        values = {epoch: record[objective.key] for epoch, record in evaluations.items() if objective.key in record}
+        prunes: bool = one.trial.report(values)
         return prunes
 
     def _ended(self, one: _Running) -> None:
@@ -494,6 +511,9 @@ class _Worker:
             words += [] if table is None else ["--energy-table", table]
             one.job, one.evaluates, one.prunes = self._job(trial, one.config, words), True, False
             self.running.append(one)
+            return
+        if infinite := [x.key for x in objectives if not math.isfinite(figures.get(x.key, 0.0))]:
+            self._failed(trial, f"the run has no finite value of {', '.join(infinite)}")
             return
         if lacking := [objective.key for objective in objectives if objective.key not in figures]:
             reason = f"the run has no value of {', '.join(lacking)}"

@@ -712,13 +712,14 @@ class Task:
         """Inputs, target trains and lengths of some samples, and their labels.
 
         With `part`, the inputs are only those of a part of the samples, for this process. If the part is empty, the
-        input is one silent sample.
+        input is one silent sample. Inputs have no spikes at padded steps, so that nothing moves these into a sample.
         """
         part_indices = indices if part is None else indices_of_part(indices, part)
-        inputs = split.stored(part_indices)
+        lengths = lengths_of(split)
+        own_lengths = None if lengths is None else lengths[part_indices]
+        inputs = packed.without_padding(split.stored(part_indices), own_lengths)
         if part is not None and not part.count:
             inputs = packed.silent(inputs)
-        lengths = lengths_of(split)
         targets = self.targets(split, indices)
         return Batch(inputs, targets, None if lengths is None else lengths[indices]), split.labels[indices]
 

@@ -19,7 +19,7 @@ from stsbp_spec.typing import AnyArray, Int64
 from stsbp.datasets import Split
 from stsbp.energy.totals import RunEnergy, cost_of_batch, weights_of
 from stsbp.measures.regression import RegressionTotals
-from stsbp.training.build import TOLERANCE, Task, mean_target, padded
+from stsbp.training.build import TOLERANCE, Task, mean_target
 from stsbp.training.metrics import Sums, spike_figures
 from stsbp.training.prefetch import prefetched
 from stsbp.training.timing import Measuring, OtherTargets, SpikeTiming
@@ -80,7 +80,7 @@ def evaluate(
 ) -> Evaluation:
     """Evaluate a state, without dropout.
 
-    Distances are added exactly. Loss and distances therefore do not depend on the batches or the order of the samples.
+    Distances and spikes are added exactly. No result therefore depends on the batches or the order of the samples.
 
     Args:
         task: the training task.
@@ -103,6 +103,7 @@ def evaluate(
     timing = SpikeTiming(task, len(split), measuring) if measuring is not None and has_spikes else None
     regression = RegressionTotals(mean_target(split)) if task.inputs.real_targets else None
     batches = [np.arange(i, min(i + batch_size, len(split))) for i in range(0, len(split), batch_size)]
+    spike_counts, frames = {block.name: 0 for block in task.network.blocks}, 0
     began = time.perf_counter()
     load, predict = partial(_load, task, split, timing), task.trainer.predictor(state)
     weights = {} if energy is None else weights_of(task, state)
@@ -111,7 +112,12 @@ def evaluate(
         with task.group.stepping():
             prediction = predict(batch.inputs, task.config.steps, len(labels), batch.lengths)
         score = task.score(prediction.spikes, batch.targets, labels, tolerance, batch.lengths)
-        sums.add(samples=len(labels), loss=0.0, rates=prediction.rates, padded=padded(batch), **score.sums)
+        sums.add(samples=len(labels), loss=0.0, rates={}, **score.sums)
+        batch_frames = len(labels) * task.config.steps if batch.lengths is None else int(batch.lengths.sum())
+        frames += batch_frames
+        for block in task.network.blocks:
+            rate = prediction.rates[block.name]
+            spike_counts[block.name] += round(rate * batch_frames * math.prod(block.output_shape))
         losses.extend(score.losses)
         if regression is not None:
             regression.add(prediction.spikes, batch.targets, batch.lengths)
@@ -132,6 +138,9 @@ def evaluate(
         if on_progress is not None:
             on_progress(sums.samples)
     sums.loss = math.fsum(losses)
+    sums.padded = sums.samples - frames / task.config.steps
+    for block in task.network.blocks:
+        sums.rates[block.name] = spike_counts[block.name] / (task.config.steps * math.prod(block.output_shape))
     exact = {name: math.fsum(values) for name, values in distances.items()}
     if regression is not None:
         sums.squared_error = exact["squared_error"]

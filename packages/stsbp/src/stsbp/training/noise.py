@@ -14,7 +14,7 @@ from types import MappingProxyType
 
 import numpy as np
 from stsbp_spec.contract.random import Stream, threefry2x32
-from stsbp_spec.models.encoders.packed import Inputs, PackedFrames, unpacked
+from stsbp_spec.models.encoders.packed import Inputs, PackedFrames, unpacked, without_padding
 from stsbp_spec.typing import AnyArray, Coding, Int64, UInt8, UInt32
 
 from stsbp.datasets.base import SequenceLabels, Split, lengths_of
@@ -161,7 +161,8 @@ def disturbed(
         indices: numbers of the samples, `[B]`. The random numbers depend on them.
         name, amount: name and amount of the disturbance, one of `KINDS`.
         seed: seed of the random numbers.
-        lengths: number of steps of each sample, `[B]`. Events stay within them. None: all steps.
+        lengths: number of steps of each sample, `[B]`. Events stay within them, and events after them are left out.
+            None: all steps.
         input_max: the largest count that an entry may have.
 
     Returns:
@@ -173,7 +174,7 @@ def disturbed(
         return inputs
     if not isinstance(inputs, PackedFrames) and inputs.ndim in (2, 4):
         return _images(inputs, indices, name, amount, seed)
-    frames = unpacked(inputs)
+    frames = unpacked(without_padding(inputs, lengths))
     steps, batch = frames.shape[:2]
     flat = frames.reshape(steps, batch, -1)
     pixels = flat.shape[2]

@@ -11,10 +11,11 @@ import numpy as np
 
 from stsbp_spec.distributed.collective import BatchSlice
 from stsbp_spec.errors import ShapeError
-from stsbp_spec.typing import Shape, UInt8
+from stsbp_spec.models.lengths import inside
+from stsbp_spec.typing import Int64, Shape, UInt8
 from stsbp_spec.validation import array_of, integer_between
 
-__all__ = ["Inputs", "PackedFrames", "cut", "of_part", "silent", "unpacked"]
+__all__ = ["Inputs", "PackedFrames", "cut", "of_part", "silent", "unpacked", "without_padding"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -99,3 +100,25 @@ def of_part(inputs: Inputs, part: BatchSlice, axis: int) -> Inputs:
 def unpacked(inputs: Inputs) -> UInt8:
     """Inputs as an array."""
     return inputs.unpacked() if isinstance(inputs, PackedFrames) else inputs
+
+
+def without_padding(inputs: Inputs, lengths: Int64 | None) -> Inputs:
+    """Inputs without spikes at the padded steps of samples with `lengths` `[B]`, 1 to T.
+
+    `inputs` itself if it has none there, if `lengths` is None, or if it has no steps (images).
+    """
+    steps, *batch_axes = inputs.shape
+    if lengths is None or len(batch_axes) not in (2, 4) or batch_axes[0] != len(lengths):
+        return inputs
+    if isinstance(inputs, PackedFrames):
+        own_bits = np.packbits(inside(lengths, steps), axis=0, bitorder="little")
+        own_bits = own_bits.reshape(*own_bits.shape, *(1,) * (inputs.bits.ndim - 2))
+        return PackedFrames(inputs.bits & own_bits, steps)
+    padding = [(slice(int(length), None), sample) for sample, length in enumerate(lengths) if length < steps]
+    if not any(inputs[place].any() for place in padding):
+        return inputs
+    # A data set may return a view of its samples.
+    frames = inputs.copy(order="K")
+    for place in padding:
+        frames[place] = 0
+    return frames
