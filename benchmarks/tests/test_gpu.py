@@ -97,7 +97,7 @@ def test_the_written_table_is_the_computed_one(tmp_path: Path, capsys: pytest.Ca
     expected.main(["--out", str(tmp_path / "expected.json")])
     assert capsys.readouterr().out == expected.expectation_table(H100) + "\n"
     written = (ROOT / "benchmarks" / "gpu" / "expected.md").read_text()
-    assert expected.expectation_table(H100) in written, "write expected.md anew from `python benchmarks/gpu/expected.py`"
+    assert expected.expectation_table(H100) in written, "write expected.md anew: `python benchmarks/gpu/expected.py`"
     rows = json.loads((tmp_path / "expected.json").read_text())["rows"]
     assert len(rows) == 3 * (9 + len(CASES))
 
