@@ -60,7 +60,10 @@ def test_training(name: str, notation: str) -> None:
     inputs = (rng.random((STEPS, BATCH, *spec.input_shape)) < 0.3).astype(np.uint8)
     batch = Batch(inputs, (rng.random((STEPS, BATCH, 3)) < 0.3).astype(np.uint8))
     states = []
-    runs: list[tuple[Any, int | None]] = [(NUMPY, None), (backend, None), (backend, 2)]
+    runs: list[tuple[Any, int | None]] = [(NUMPY, None), (backend, None)]
+    # XLA's own code compiles ten seconds for each size of a micro-batch, and jax@cpu has the same micro-batches.
+    if not name.endswith("xla"):
+        runs.append((backend, 2))
     for tried, micro_batch in runs:
         optimizer = AdamW(lr=0.01, delay_lr=0.5, weight_decay=0.01)
         trainer = tried.trainer(spec, VanRossum(), optimizer, precision="reproducible", micro_batch=micro_batch)
