@@ -183,7 +183,7 @@ def test_a_sweep_that_is_killed_twice_ends_with_all_trials(
 ) -> None:
     """Its table comes from the storage alone, and its trials continue from their checkpoints."""
     varied = ("--vary", "tau_m=4:16:log", *TWO)
-    words = ("--backend", "numpy", "sweep", *DIGITS, "--epochs", 60, *varied, "--trials", 5, "--jobs", 2, "--out", "s")
+    words = ("--backend", "numpy", "sweep", *DIGITS, "--epochs", 30, *varied, "--trials", 5, "--jobs", 2, "--out", "s")
     folder = tmp_path / "s"
 
     def has_records(*numbers: int) -> bool:
@@ -207,7 +207,7 @@ def test_a_sweep_that_is_killed_twice_ends_with_all_trials(
         values = {
             r["epoch"]: r["accuracy"] for r in records if r["kind"] == "evaluation" and r["split"] == "validation"
         }
-        assert len(values) == 60
+        assert len(values) == 30
         # The best result on validation samples, never on test samples.
         assert float(row["accuracy"]) == values[int(row["epoch"])] == max(values.values())
     # At least one trial had begun before a kill.
