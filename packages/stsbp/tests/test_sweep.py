@@ -567,12 +567,14 @@ def test_the_commands_of_the_page_run(stsbp: Call, tmp_path: Path) -> None:
         words = command.split(" > ")[0].split()
         if "--trials" in words:
             words[words.index("--trials") + 1] = "2"
+            words[words.index("--epochs") + 1] = "1"
         ended = stsbp(*words)
         assert ended.exit_code == 0, ended.stderr
     (block,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
     names: dict[str, Any] = {}
     with contextlib.redirect_stdout(io.StringIO()):
-        exec(compile(block.replace("jobs=2,", 'backend="numpy",'), str(PAGE), "exec"), names)
+        code = block.replace("jobs=2,", 'backend="numpy",').replace("epochs=2,", "epochs=1,")
+        exec(compile(code, str(PAGE), "exec"), names)
     assert len(names["trials"]) == 2
     assert names["run"].settings.net == "64"
 
