@@ -106,6 +106,7 @@ def test_resume_after_a_crash_at_every_kind_of_disk_operation(
     assert crash_everywhere(train_tiny, same_run, uninterrupted, repeated=False) >= 25
 
 
+@pytest.mark.slow
 @pytest.mark.long
 def test_resume_after_a_crash_at_every_disk_operation(
     train_tiny: Callable[..., Result], same_run: Callable[[Path, Path], None], uninterrupted: Path
