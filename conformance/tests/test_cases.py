@@ -1,5 +1,8 @@
 """The cases are what they say: every layer fires, thresholds are met, floors are reached, grids are coarsened."""
 
+import ast
+from pathlib import Path
+
 import numpy as np
 import pytest
 from stsbp_conformance import reference
@@ -120,3 +123,16 @@ def test_training_moves_every_weight_and_clips() -> None:
     clip = reproducible.OPTIMIZER.clip_norm
     assert clip is not None
     assert any(result.gradient_norm > clip for result in results)
+
+
+def test_checks_that_the_session_xla_leaves_out_are_quick_ones_of_tier_2() -> None:
+    """pytest says nothing about a check of another name that is to be left out."""
+    tree = ast.parse((Path(__file__).parents[2] / "noxfile.py").read_text(encoding="utf-8"))
+    (names,) = (
+        ast.literal_eval(statement.value)
+        for statement in tree.body
+        if isinstance(statement, ast.Assign) and ast.unparse(statement.targets[0]) == "XLA_REPEATED"
+    )
+    quick = {check.id for check in bits.CHECKS if check.quick}
+    assert set(names) < quick
+    assert len(names) < len(quick) / 2

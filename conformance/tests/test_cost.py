@@ -222,7 +222,8 @@ def test_the_random_networks_have_every_count_and_every_operation() -> None:
 @pytest.mark.parametrize("name", [name for name in ("cpu", "torch", "jax") if name in installed_backends()])
 def test_costs_are_the_same_on_every_backend(name: str) -> None:
     backend = open_backend(name, None if name == "cpu" else "cpu")
-    for number in range(6):
+    # Costs follow from the spikes, whose bits the suite compares on many networks.
+    for number in range(2):
         case = random_case(43, number)
         inputs, weights = unpacked(case.data().inputs), case.weights()
         of_backends = [

@@ -1,4 +1,4 @@
-"""The suite tested itself: every injected fault fails it, and the reference without a fault does not."""
+"""The suite tested itself: every injected fault fails it; without one, the reference is a backend of test_suite.py."""
 
 import contextlib
 import json
@@ -98,12 +98,8 @@ def test_fault_is_caught(fault: Fault) -> None:
     assert caught_by(fault.backend(), name)
 
 
-def test_backend_without_a_fault_passes_and_the_quick_checks_leave_nothing_out() -> None:
+def test_the_quick_checks_leave_nothing_out() -> None:
     backend = Recorder()
-    for check in quick_checks():
-        backend.tier = check.tier
-        with contextlib.suppress(Unavailable):  # processes, which open a backend by its name
-            check.run(backend)
     layers = {"convolution, stride 1", "convolution, stride 2", "linear", "pooling", "events", "direct"}
     passing = {"max pooling", "upsampling", "flattening", "sum", "concatenation"}
     exact = {name for name, surrogate in SURROGATES.items() if surrogate().exact}
@@ -121,7 +117,14 @@ def test_backend_without_a_fault_passes_and_the_quick_checks_leave_nothing_out()
         8: {"mse", "learned delays", "convolution, stride 1", "linear", "pooling", "events", "dropout", "reproducible"},
         7: {"drift", "twice-hamming", "parabola", "twice-triangle"},
     }
-    missing = {tier: features - {f for t, f in backend.seen if t == tier} for tier, features in expected.items()}
+    missing = {tier: set(features) for tier, features in expected.items()}
+    for check in quick_checks():
+        if not missing[check.tier]:  # the others of the tier, numpy passes as a backend of the suite
+            continue
+        backend.tier = check.tier
+        with contextlib.suppress(Unavailable):  # processes, which open a backend by its name
+            check.run(backend)
+        missing[check.tier] -= {feature for tier, feature in backend.seen if tier == check.tier}
     assert not any(missing.values()), missing
     assert all(check.quick for check in (*pairs.CHECKS, *elementwise.CHECKS))
 

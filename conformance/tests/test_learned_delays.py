@@ -13,7 +13,10 @@ from stsbp_spec.registry import installed_backends, open_backend
 
 DELAYS = np.array([0.0, 0.5, 1.5, 2.5, 3.0, 7.75], np.float32)
 STEPS, BATCH = 7, 5
-BACKENDS = ("cpu@cpu", "torch@cpu", "torch@cpu:eager", "jax@cpu", "jax@cpu:xla", "cupy@host")
+IN_THE_SUITE = ("cpu@cpu", "torch@cpu", "torch@cpu:eager", "jax@cpu", "cupy@host")
+"""The quick checks of the suite have learned delays on them: operations in tier 5, trainings in tiers 4 and 8."""
+XLA = "jax@cpu:xla"
+BACKENDS = (*IN_THE_SUITE, XLA)
 NETWORKS = ("T5-6C3-P2-T3-F-T2-8", "T3-4C3-[T2-4C3p1]+-P2-8R-T4-7")
 OF_JAX = ("T3-4C3-[T2-4C3p1]+-P2-T3-F-8R-T4-7",)
 """JAX compiles every network, so it has one with what both others have."""
@@ -26,7 +29,11 @@ def _opened(backend: str) -> AbstractBackend:
     return open_backend(name, device)
 
 
-@pytest.mark.parametrize("name", BACKENDS)
+def _marks(name: str) -> list[pytest.MarkDecorator]:
+    return [pytest.mark.long] if name in IN_THE_SUITE else []
+
+
+@pytest.mark.parametrize("name", [pytest.param(name, marks=_marks(name)) for name in BACKENDS])
 @pytest.mark.parametrize("shape", [(6,), (6, 2, 3)])
 @pytest.mark.parametrize("earlier", [0, 4])
 def test_operations(name: str, shape: tuple[int, ...], earlier: int) -> None:
@@ -52,7 +59,11 @@ def test_operations(name: str, shape: tuple[int, ...], earlier: int) -> None:
 
 @pytest.mark.parametrize(
     ("name", "notation"),
-    [(name, notation) for name in BACKENDS for notation in (OF_JAX if name.startswith("jax") else NETWORKS)],
+    [
+        pytest.param(name, notation, marks=_marks(name))
+        for name in BACKENDS
+        for notation in (OF_JAX if name.startswith("jax") else NETWORKS)
+    ],
 )
 def test_training(name: str, notation: str) -> None:
     backend = _opened(name)
@@ -60,7 +71,10 @@ def test_training(name: str, notation: str) -> None:
     inputs = (rng.random((STEPS, BATCH, *spec.input_shape)) < 0.3).astype(np.uint8)
     batch = Batch(inputs, (rng.random((STEPS, BATCH, 3)) < 0.3).astype(np.uint8))
     states = []
-    runs: list[tuple[Any, int | None]] = [(NUMPY, None), (backend, None), (backend, 2)]
+    runs: list[tuple[Any, int | None]] = [(NUMPY, None), (backend, None)]
+    # XLA's own code compiles ten seconds for each size of a micro-batch, and jax@cpu has the same micro-batches.
+    if name != XLA:
+        runs.append((backend, 2))
     for tried, micro_batch in runs:
         optimizer = AdamW(lr=0.01, delay_lr=0.5, weight_decay=0.01)
         trainer = tried.trainer(spec, VanRossum(), optimizer, precision="reproducible", micro_batch=micro_batch)

@@ -13,7 +13,8 @@ PACKAGE = Path(__file__).parents[2] / "docs" / "third_party_backend"
 
 
 @pytest.mark.parametrize(
-    ("selection", "tiers"), [("tier1 or tier4", [1, 4]), pytest.param("tier", TIERS, marks=pytest.mark.long)]
+    ("selection", "tiers"),
+    [("tier1 or tier4 and not updates", [1, 4]), pytest.param("tier", TIERS, marks=pytest.mark.long)],
 )
 def test_it_is_built_found_by_its_entry_point_and_tested(selection: str, tiers: list[int], tmp_path: Path) -> None:
     if importlib.util.find_spec("hatchling") is None:

@@ -165,7 +165,9 @@ def test_a_test_that_fails_anyway_kills_nothing(repository: Path, tmp_path: Path
 def test_a_run_that_takes_too_long_anyway_kills_nothing(
     repository: Path, tmp_path: Path, status: str, test: str, warm: bool
 ) -> None:
-    path, source = "packages/stsbp/src/one.py", "def size(x):\n    while len(x) > 0:\n        pass\n    return 0\n"
+    # It waits, since others have work for the processor.
+    source = "import time\n\n\ndef size(x):\n    while len(x) > 0:\n        time.sleep(0.1)\n    return 0\n"
+    path = "packages/stsbp/src/one.py"
     (repository / path).write_text(source)
     (repository / "test_one.py").write_text(f"import one\n\n\ndef test_size():\n    assert {test} == 0\n")
     rules = mutation.Rules({}, [{"file": "*", "stages": [["test_one.py"]]}], [], [], [])

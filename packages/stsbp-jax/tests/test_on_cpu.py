@@ -127,8 +127,17 @@ def test_only_the_device_cpu_calls_kernels(call: Callable[[Any], Any], monkeypat
         call(KERNELS)
 
 
-@pytest.mark.parametrize("name", ["pooling and dropout", pytest.param("recurrent", marks=pytest.mark.long)])
-def test_apply_has_the_bits_of_xlas_own_code_however_it_is_transformed(name: str) -> None:
+@pytest.mark.parametrize(
+    ("name", "way"),
+    [
+        ("pooling and dropout", "mapped"),
+        *(
+            pytest.param(*case, marks=pytest.mark.long)
+            for case in (("pooling and dropout", "compiled"), ("recurrent", "mapped"), ("recurrent", "compiled"))
+        ),
+    ],
+)
+def test_apply_has_the_bits_of_xlas_own_code_however_it_is_transformed(name: str, way: str) -> None:
     network, weights, batch = _case(name)
     steps = len(batch.targets)
 
@@ -142,14 +151,13 @@ def test_apply_has_the_bits_of_xlas_own_code_however_it_is_transformed(name: str
         "compiled": lambda: jax.jit(slope)(weights, batch.inputs),
         "mapped": lambda: jax.jit(jax.vmap(slope, in_axes=(None, 0)))(weights, both),
     }
-    for run in ways.values():
-        leaves: list[Any] = []
-        for kernels in (True, False):
-            with _by(kernels):
-                leaves.append(jax.tree.leaves(run()))
-        assert any(np.asarray(x).any() for x in leaves[0])
-        for ours, theirs in zip(*leaves, strict=True):
-            assert np.asarray(ours).tobytes() == np.asarray(theirs).tobytes()
+    leaves: list[Any] = []
+    for kernels in (True, False):
+        with _by(kernels):
+            leaves.append(jax.tree.leaves(ways[way]()))
+    assert any(np.asarray(x).any() for x in leaves[0])
+    for ours, theirs in zip(*leaves, strict=True):
+        assert np.asarray(ours).tobytes() == np.asarray(theirs).tobytes()
 
 
 def test_blocks_are_one_call_each_way_and_hand_errors_on_undone(monkeypatch: pytest.MonkeyPatch) -> None:

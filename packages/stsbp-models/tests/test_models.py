@@ -87,6 +87,7 @@ def test_command_of_the_card_has_the_stored_settings(name: str, stsbp: Callable[
 
 
 @pytest.mark.slow
+@pytest.mark.long  # beside the stored hashes of the suite, of weights after 20 updates, and the settings above
 @pytest.mark.parametrize("backend", ["cpu"] if "cpu" in OTHERS else ["numpy"])
 def test_command_of_the_card_gives_the_same_weights(backend: str, stsbp: Callable[..., Result], tmp_path: Path) -> None:
     # The model was trained with torch. Other models take minutes, and data.

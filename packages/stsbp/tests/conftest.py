@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -64,6 +65,20 @@ def train_tiny(stsbp: Callable[..., Result]) -> Callable[..., Result]:
         return stsbp("train", "digits", *TINY, "--out", out, *arguments)
 
     return call
+
+
+@pytest.fixture(scope="session")
+def _trained_once(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    run = tmp_path_factory.mktemp("trained") / "run"
+    result = CliRunner().invoke(cli, ["--backend", "numpy", "train", "digits", *TINY, "--out", str(run)])
+    assert result.exit_code == 0, result.output
+    return run
+
+
+@pytest.fixture
+def tiny_run(_trained_once: Path, tmp_path: Path) -> Path:
+    """A copy, in `run`, of one run of `train_tiny` that is over."""
+    return Path(shutil.copytree(_trained_once, tmp_path / "run"))
 
 
 @pytest.fixture

@@ -27,9 +27,8 @@ CALLS: Any = package
 
 
 @pytest.fixture
-def run(train_tiny: Callable[..., Result], tmp_path: Path) -> package.Run:
-    assert train_tiny(tmp_path / "run").exit_code == 0
-    return package.load_run(tmp_path / "run", backend="numpy")
+def run(tiny_run: Path) -> package.Run:
+    return package.load_run(tiny_run, backend="numpy")
 
 
 def test_a_run_evaluates_as_the_command_does(run: package.Run, stsbp: Callable[..., Result]) -> None:

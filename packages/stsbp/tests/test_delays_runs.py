@@ -110,6 +110,7 @@ def test_freezing_delays(stsbp: Call, tmp_path: Path) -> None:
     assert tensors["weight/delay3.steps"].tobytes() != start["delay3.steps"].tobytes()
 
 
+@pytest.mark.long  # beside the run of test_optimizer_runs.py, which has learned delays and rate penalties
 @needs_torch
 def test_three_processes_write_the_run_of_one(stsbp: Call, tmp_path: Path) -> None:
     assert stsbp("train", "digits", *OPTIONS, "--out", tmp_path / "alone").exit_code == 0

@@ -59,10 +59,9 @@ def no_waiting() -> Iterator[None]:
 
 
 @pytest.fixture
-def run(train_tiny: Stsbp, tmp_path: Path) -> Path:
+def run(tiny_run: Path) -> Path:
     """A run that is over."""
-    assert train_tiny(tmp_path / "run").exit_code == 0
-    return tmp_path / "run"
+    return tiny_run
 
 
 @pytest.mark.parametrize(

@@ -151,6 +151,7 @@ def test_batch_normalisation_comes_back_as_weights(tmp_path: Path) -> None:
     assert any(name == "conv1" and "multiplied" in text for name, text in imported.notes)
 
 
+@pytest.mark.usefixtures("few_recordings")
 @pytest.mark.parametrize(
     ("data", "options"),
     [

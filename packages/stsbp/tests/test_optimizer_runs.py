@@ -333,9 +333,9 @@ def test_seeds_of_an_experiment_end_early(stsbp: Call, tiny: tuple[str, ...], tm
 def test_three_processes_write_the_run_of_one(
     train_tiny: Call, tiny: tuple[str, ...], tmp_path: Path, same_run: SameRun, options: tuple[str, ...]
 ) -> None:
-    """Also frozen parameters and the end of the run are the same in every process."""
-    more = (*options, "--net", "12-8", "--freeze", "linear2", *_EXACT, "--dropout", "0.1")
-    more = (*more, "--epochs", "9", "--patience", "1")
+    """Also frozen parameters, learned delays, rate penalties and the end of the run are the same in every process."""
+    more = (*options, "--net", "12-T3-8", "--freeze", "linear2", *_EXACT, "--dropout", "0.1")
+    more = (*more, "--rate-penalty", "0.1:0.1,linear2=0.2:0.1", "--init-gain", "6", "--epochs", "9", "--patience", "1")
     assert train_tiny(tmp_path / "alone", *more).exit_code == 0
     command = [sys.executable, "-m", "stsbp", "--backend", "numpy", "train", "digits", *tiny, *more]
     command += ["--out", str(tmp_path / "run"), "--processes", "3"]

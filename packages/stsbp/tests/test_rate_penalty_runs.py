@@ -176,6 +176,7 @@ def test_unknown_layers_leave_no_run(train_tiny: Call, tmp_path: Path, refused: 
     assert not (tmp_path / "none").exists()
 
 
+@pytest.mark.long  # beside the run of test_optimizer_runs.py, which has learned delays and rate penalties
 @needs_torch
 def test_three_processes_write_the_run_of_one(
     train_tiny: Call, tiny: tuple[str, ...], tmp_path: Path, same_run: SameRun

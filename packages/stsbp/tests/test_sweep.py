@@ -196,7 +196,7 @@ def test_a_sweep_that_is_killed_twice_ends_with_all_trials(
 ) -> None:
     """Its table comes from the storage alone, and its trials continue from their checkpoints."""
     varied = ("--vary", "tau_m=4:16:log", *TWO)
-    words = ("--backend", "numpy", "sweep", *DIGITS, "--epochs", 60, *varied, "--trials", 5, "--jobs", 2, "--out", "s")
+    words = ("--backend", "numpy", "sweep", *DIGITS, "--epochs", 30, *varied, "--trials", 5, "--jobs", 2, "--out", "s")
     folder = tmp_path / "s"
 
     def has_records(*numbers: int) -> bool:
@@ -220,7 +220,7 @@ def test_a_sweep_that_is_killed_twice_ends_with_all_trials(
         values = {
             r["epoch"]: r["accuracy"] for r in records if r["kind"] == "evaluation" and r["split"] == "validation"
         }
-        assert len(values) == 60
+        assert len(values) == 30
         # The best result on validation samples, never on test samples.
         assert float(row["accuracy"]) == values[int(row["epoch"])] == max(values.values())
     # At least one trial had begun before a kill.
@@ -580,12 +580,14 @@ def test_the_commands_of_the_page_run(stsbp: Call, tmp_path: Path) -> None:
         words = command.split(" > ")[0].split()
         if "--trials" in words:
             words[words.index("--trials") + 1] = "2"
+            words[words.index("--epochs") + 1] = "1"
         ended = stsbp(*words)
         assert ended.exit_code == 0, ended.stderr
     (block,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
     names: dict[str, Any] = {}
     with contextlib.redirect_stdout(io.StringIO()):
-        exec(compile(block.replace("jobs=2,", 'backend="numpy",'), str(PAGE), "exec"), names)
+        code = block.replace("jobs=2,", 'backend="numpy",').replace("epochs=2,", "epochs=1,")
+        exec(compile(code, str(PAGE), "exec"), names)
     assert len(names["trials"]) == 2
     assert names["run"].settings.net == "64"
 
