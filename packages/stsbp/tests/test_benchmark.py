@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -53,7 +54,12 @@ def test_work_is_taken_in_turn_after_the_warm_up() -> None:
     assert [len(t.seconds) for t in times.values()] == [3, 3]
     order.clear()
     ticks = iter(range(100))
-    turns = alternated({name: lambda name=name: order.append(name) or next(ticks) for name in "abc"}, rounds=3)  # type: ignore[misc]
+
+    def turn(name: str) -> int:
+        order.append(name)
+        return next(ticks)
+
+    turns = alternated({name: partial(turn, name) for name in "abc"}, rounds=3)
     assert "".join(order) == "abcbcacab", "each comes once at each place"
     assert {name: timing.seconds for name, timing in turns.items()} == {"a": (0, 5, 7), "b": (1, 3, 8), "c": (2, 4, 6)}
     clock = iter((0.0, 4.0))

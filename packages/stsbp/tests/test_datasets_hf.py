@@ -418,6 +418,20 @@ def test_damaged_descriptions(file: str, text: str, message: str, read: Callable
         read(None)
 
 
+def test_the_order_of_the_files_is_that_of_the_samples(read: Callable[..., Dataset], tmp_path: Path) -> None:
+    rasters(label=[0] * 6 + [1] * 6).save_to_disk(str(tmp_path / "data"), num_shards=2)
+    file = tmp_path / "data" / "state.json"
+    state = json.loads(file.read_text())
+    first = read(None).train.labels
+    state["_data_files"].reverse()
+    file.write_text(json.dumps(state))
+    assert read(None).train.labels.tolist() != first.tolist()
+    state["_data_files"] *= 2
+    file.write_text(json.dumps(state))
+    with pytest.raises(DataError, match=r"state.json names .* twice"):
+        read(None)
+
+
 def test_folders_that_are_none_of_the_library(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"is no data set of the library datasets: .*save_to_disk"):
         load(f"hf:{tmp_path}")

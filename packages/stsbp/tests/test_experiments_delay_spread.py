@@ -6,6 +6,7 @@ import importlib.util
 import sys
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import numpy as np
 import pytest
@@ -55,7 +56,8 @@ def test_delayed_network_has_the_spikes_and_the_gradients_of_stsbp(script: Modul
 
     network = NetworkSpec.parse(f"T{script.LARGEST}-12", input_shape=(9,), outputs=3)
     weights = initial_weights(network, 0)
-    weights["linear1"] = np.round(weights["linear1"] * 16) / 16  # on every weight grid, so that nothing is rounded
+    # On every weight grid, so that nothing is rounded.
+    weights["linear1"] = (np.round(weights["linear1"] * 16) / 16).astype(np.float32)
     weights["delay1.steps"][:3] = 0.0, 8.0, 25.0
     random = np.random.default_rng(0)
     frames = torch.from_numpy((random.random((40, 6, 9)) < 0.2).astype(np.uint8))
@@ -66,10 +68,13 @@ def test_delayed_network_has_the_spikes_and_the_gradients_of_stsbp(script: Modul
     assert torch.equal(outputs[0], outputs[1])
     assert outputs[0].sum() > 0
     for spikes in outputs:
-        spike_loss(VanRossum(), spikes, targets, psp=network.output_psp).backward()
+        loss: Any = spike_loss(VanRossum(), spikes, targets, psp=network.output_psp)
+        loss.backward()
     expected = own.named()
     for name, x in (("delay1.steps", net.delays), ("linear1", net.weight), ("linear2", net.output.weight)):
-        largest = float(expected[name].grad.abs().max())
+        gradient = expected[name].grad
+        assert gradient is not None
+        largest = float(gradient.abs().max())
         assert largest > 0
         # Float32 sums of up to 240 summands in another order.
-        np.testing.assert_allclose(x.grad, expected[name].grad, rtol=0, atol=240 * 2.0**-24 * largest)
+        np.testing.assert_allclose(x.grad.numpy(), gradient.numpy(), rtol=0, atol=240 * 2.0**-24 * largest)

@@ -133,11 +133,11 @@ def test_the_values_of_a_grid() -> None:
         ((*TWO, "--objective", "mse"), "the labels of these data are classes, which do not have it"),
         (
             (*TWO, "--loss", "cross-entropy", "--objective", "f1"),
-            "with --loss cross-entropy the network has a readout, which has none; choose accuracy or loss",
+            "with --loss 'cross-entropy' the network has a readout, which has none; choose accuracy or loss",
         ),
         (
             (*TWO, "--vary", "loss=hamming,cross-entropy-max", "--objective", "latency"),
-            "--objective 'latency' is one of output spikes, but with --loss cross-entropy-max",
+            "--objective 'latency' is one of output spikes, but with --loss 'cross-entropy-max'",
         ),
         (("--vary", "tau_s=3,4", "--objective", "loss"), "is measured with the settings tau_s, which are varied"),
         ((*TWO, "--validation", 0), "a sweep chooses by validation samples, but there are none"),
@@ -517,7 +517,9 @@ def test_a_journal_is_a_storage(stsbp: Call, sweep: Call, tmp_path: Path) -> Non
 
 @pytest.mark.skipif(importlib.util.find_spec("MySQLdb") is not None, reason="this machine has the module MySQLdb")
 def test_missing_module_of_a_database_is_named(sweep: Call) -> None:
-    assert "--storage mysql: needs the module MySQLdb" in sweep(*TWO, "--storage", "mysql://root@localhost/x").stderr
+    assert (
+        "--storage 'mysql': it needs the module MySQLdb" in sweep(*TWO, "--storage", "mysql://root@localhost/x").stderr
+    )
 
 
 def test_a_stop_saves_everything(sweep: Call, tmp_path: Path) -> None:
@@ -732,7 +734,8 @@ def test_a_record_that_was_cut_is_told_and_moved_away(cut: bytes, stored: Path, 
         study = Study.join(open_storage(str(journal), tmp_path, TrialHeartbeat(), warn=texts.append), "s", identity())
         study.next_sampler(0, parallel=False)
         study.ask().fail("a reason")
-    assert re.search(rf"its {len(cut)} bytes were moved to .*study\.log\.cut", *texts)
+    assert len(texts) == 1
+    assert re.search(rf"its {len(cut)} bytes were moved to .*study\.log\.cut", texts[0])
     assert (tmp_path / "study.log.cut").read_bytes() == cut.rstrip(b"\n") + b"\n"
     assert journal.read_bytes().startswith(whole)
     assert [row["state"] for row in package.load_sweep(storage=journal).trials] == ["finished", "finished", "failed"]
@@ -767,8 +770,9 @@ def test_the_lock_of_a_killed_sweep_is_removed_and_one_that_leads_nowhere_is_nam
     other.lock.grace_period = 1
     other.set_study_user_attr(0, "key", 1)
     assert not os.path.lexists(lock)
+    assert len(texts) == 1
     assert re.search(
-        r"waiting for up to 1 seconds for the lock .*/deep/study\.log\.lock, which a sweep .* killed", *texts
+        r"waiting for up to 1 seconds for the lock .*/deep/study\.log\.lock, which a sweep .* killed", texts[0]
     )
     lock.symlink_to("deep/study.log")
     with pytest.raises(FileError, match=r"is a link to deep/study\.log, which is not there; if no other sweep uses"):

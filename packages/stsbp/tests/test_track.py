@@ -416,6 +416,19 @@ def test_overwritten_run_has_another_identity(train_tiny: Train, tmp_path: Path,
     assert not (run / "tracking.json").exists()
 
 
+def test_damaged_identity_is_told(train_tiny: Train, stsbp: Train, tmp_path: Path, own: object) -> None:
+    run = tmp_path / "run"
+    track = ("--track", "own_trackers:lines")
+    assert train_tiny(run, *track, "--epochs", 1).exit_code == 0
+    file = run / "tracking.json"
+    first = file.read_text()
+    file.write_text('{"ident')
+    resumed = stsbp("train", "--resume", run, "--epochs", 2, *track)
+    assert resumed.exit_code == 0, resumed.output
+    assert f"{file} is damaged" in resumed.stderr
+    assert json.loads(file.read_text()) != json.loads(first)
+
+
 def test_only_rank_0_tracks(tmp_path: Path, own: Callable[[], list[dict[str, Any]]]) -> None:
     options = ("--net", "12", "--steps", "3", "--epochs", "1", "--batch-size", "20", "--limit", "40", "--holdout", "20")
     command = [sys.executable, "-m", "stsbp", "--backend", "numpy", "train", "digits", *options, "--log-every", "1"]

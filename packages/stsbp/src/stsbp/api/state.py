@@ -143,7 +143,8 @@ def _parts(state: Any) -> list[Any]:
 
 
 def _step(step: Any) -> int:
-    number = integer(array_of(step).item())
+    array = array_of(step)
+    number = integer(array.item()) if array.size == 1 else None
     if number is None or number < 0:
         raise ConfigError(f"state: the number of updates is an integer, got {shown(step)}")
     return number

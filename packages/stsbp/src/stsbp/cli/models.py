@@ -8,6 +8,7 @@ import click
 
 from stsbp.cli import COMMANDS
 from stsbp.cli.common import say
+from stsbp.errors import FileError
 
 __all__ = ["command"]
 
@@ -41,7 +42,11 @@ def command(name: str | None, as_json: bool) -> None:
         if as_json:
             say(json.dumps(facts))
         elif name is not None:
-            say((folder / CARD).read_text(encoding="utf-8").rstrip())
+            try:
+                card = (folder / CARD).read_text(encoding="utf-8")
+            except (OSError, ValueError) as error:
+                raise FileError(f"cannot read {folder / CARD}: {error}; install stsbp-models again") from error
+            say(card.rstrip())
         else:
             rows.append([model, str(facts["dataset"]), str(facts["net"]), result_text(record.tested)])
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]

@@ -285,6 +285,7 @@ class _Reader:
         digests, columns = self._digests[split.name], self.columns
         key = {
             "source": combine_digests(digests),
+            "files": list(split.files),  # in the order of their samples
             "split": split.name,
             "columns": columns.names,
             "classes": len(columns.classes),

@@ -221,7 +221,10 @@ def _saved(root: Path, name: str) -> SplitFiles:
             raise DataError(f"{folder / 'state.json'} is damaged: {shown(file)} is no file of its folder")
         if not has_file(folder / file):
             raise DataError(f"{folder / file} is missing, which state.json names; save the data set again")
-        files.append(f"{name}/{file}" if name else file)
+        if file in files:
+            raise DataError(f"{folder / 'state.json'} names {shown(file)} twice; save the data set again")
+        files.append(file)
+    files = [f"{name}/{file}" if name else file for file in files]
     return SplitFiles(name, root, tuple(files), _features(folder)[0])
 
 

@@ -118,7 +118,7 @@ def check_objectives(
             )
         if readout_loss is not None and objective.key in _OF_SPIKES:
             raise ConfigError(
-                f"--objective {objective.key!r} is one of output spikes, but with --loss {readout_loss} the network "
+                f"--objective {objective.key!r} is one of output spikes, but with --loss {readout_loss!r} the network "
                 "has a readout, which has none; choose accuracy or loss"
             )
         if changed := [name for name in MEASURED.get(objective.key, ()) if name in varied_names]:

@@ -142,12 +142,12 @@ def open_storage(
             return open_journal(storage, warn, make=make)
     of_stale_trials: dict[str, Any] = {_of_stale_trials(): _retry}
     try:
-        url = storage
-        if url is None:
+        if storage is None:
             url = sqlalchemy.engine.URL.create("sqlite", database=str(path.absolute())).render_as_string(
                 hide_password=False
             )
         else:
+            url = storage
             parts = sqlalchemy.engine.make_url(url)
             database = parts.database or ":memory:"
             if parts.drivername.startswith("sqlite") and not database.startswith((":", "file:")):
@@ -160,7 +160,7 @@ def open_storage(
         # Optuna's own message leaves out which module is missing.
         module = getattr(error.__cause__, "name", None) or "of its database"
         raise ConfigError(
-            f"--storage {url.partition(':')[0]}: needs the module {module}; install it, or name "
+            f"--storage {(storage or '').partition(':')[0]!r}: it needs the module {module}; install it, or name "
             "another driver in the URL, as in postgresql+psycopg2://"
         ) from error
     except (sqlalchemy.exc.ArgumentError, ValueError) as error:
@@ -169,7 +169,9 @@ def open_storage(
             "--storage is a file, or the URL of a database such as postgresql://user:password@host/name"
         ) from error
     except (sqlalchemy.exc.SQLAlchemyError, RuntimeError, OSError) as error:
-        name = str(path) if storage is None else sqlalchemy.engine.make_url(url).render_as_string(hide_password=True)
+        name = (
+            str(path) if storage is None else sqlalchemy.engine.make_url(storage).render_as_string(hide_password=True)
+        )
         raise FileError(f"cannot open the storage {name}: {_first_line(error)}") from error
 
 

@@ -136,7 +136,7 @@ def open_trackers(
         functions: further functions that open trackers.
         warn: receives a warning for each tracker that fails.
     """
-    run = TrackedRun(_identity(folder), folder.path.absolute().name, tracked_settings(config), tuple(entries))
+    run = TrackedRun(_identity(folder, warn), folder.path.absolute().name, tracked_settings(config), tuple(entries))
     known: dict[str, OpenTracker] = {
         "tensorboard": lambda run: TensorBoard(folder, run.records),
         "wandb": open_wandb,
@@ -154,11 +154,14 @@ def _name_of(function: object) -> str:
     return str(getattr(function, "__qualname__", type(function).__name__))
 
 
-def _identity(folder: OpenFolder) -> str:
+def _identity(folder: OpenFolder, warn: Callable[[str], object]) -> str:
     """The identity of a run. It is written when the run is first tracked."""
     try:
         return records.read(records.TrackingRecord, records.parse(folder.read(IDENTITY_FILE, MEGABYTE))).identity
-    except (OSError, ValueError):
-        identity = secrets.token_hex(8)
+    except FileNotFoundError:
+        pass
+    except ValueError as error:
+        warn(f"{folder.path / IDENTITY_FILE} is damaged ({records.reason(error)}): trackers show this run as a new one")
+    identity = secrets.token_hex(8)
     folder.write(IDENTITY_FILE, (json.dumps({"identity": identity}) + "\n").encode())
     return identity
