@@ -69,7 +69,7 @@ class Setting(NamedTuple):
         """Width of the kernel in steps, after the fraction `progress` of all updates."""
         if self.kernel not in NARROWEST:
             return 0.0
-        return WIDEST * (NARROWEST[self.kernel] / WIDEST) ** min(1.0, progress / self.shrinking)
+        return WIDEST * math.pow(NARROWEST[self.kernel] / WIDEST, min(1.0, progress / self.shrinking))
 
 
 FIXED = Setting("rounded", 0.0)
@@ -135,17 +135,20 @@ def run(setting: Setting, seed: int, settings: dict[str, Any], with_test: bool) 
     frames = torch.from_numpy(data.train.inputs(np.arange(len(data.train))))
     targets = torch.from_numpy(sequences[data.train.labels]).permute(1, 0, 2)
     updates = config.epochs * math.ceil(len(data.train) / config.batch_size)
-    groups = [{"params": [net.weight, net.output.weight]}, {"params": [net.delays], "lr": setting.delay_lr}]
+    groups: list[dict[str, Any]] = [
+        {"params": [net.weight, net.output.weight]},
+        {"params": [net.delays], "lr": setting.delay_lr},
+    ]
     optimizer = torch.optim.AdamW(groups, lr=config.lr, weight_decay=0.0)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 0.5 * (1 + math.cos(math.pi * step / updates)))
     random, update, began = np.random.default_rng(seed), 0, net.delays.detach().clone()
     validation: list[float] = []
     best: dict[str, torch.Tensor] = {}
     for _ in range(config.epochs):
-        for batch in torch.from_numpy(random.permutation(len(data.train))).split(config.batch_size):
+        for batch in torch.split(torch.from_numpy(random.permutation(len(data.train))), config.batch_size):
             spikes = net(frames[:, batch], setting.kernel, setting.width(update / updates))
             optimizer.zero_grad()
-            spike_loss(loss, spikes, targets[:, batch], psp=network.output_psp).backward()
+            torch.autograd.backward(spike_loss(loss, spikes, targets[:, batch], psp=network.output_psp))
             optimizer.step()
             schedule.step()
             net.delays.data.clamp_(0, LARGEST)

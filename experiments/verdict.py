@@ -87,7 +87,7 @@ def tested(folder: Path, data_dir: str, backend: str) -> dict[str, Any]:
     file = folder / "verdict.npz"
     run = stsbp.load_run(folder, "best", backend=backend)
     if not file.exists():
-        right = {}
+        right: dict[str, Any] = {}
         for name in TESTS:
             dataset = load_test_set(run.settings, name, lambda *_: None, data_dir)
             right[name] = is_right(run, run.other_samples(dataset))
@@ -100,7 +100,8 @@ def spikes_of_sample(cost: Mapping[str, Any]) -> float:
     """Mean number of spikes in all layers, from an evaluation with its energy."""
     energy, rates = cost["energy"], cost["rates"]
     # A neuron is updated once in a step, and its rate is the mean over these updates.
-    return sum(rates[layer["name"]] * layer["updates"] for layer in energy["layers"]) / energy["samples"]
+    spikes: float = sum(rates[layer["name"]] * layer["updates"] for layer in energy["layers"])
+    return spikes / int(energy["samples"])
 
 
 def verdict(differences: np.ndarray[Any, np.dtype[np.float64]]) -> tuple[float, float, str]:
