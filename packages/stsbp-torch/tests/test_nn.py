@@ -963,7 +963,7 @@ def test_ordinary_layers_before_and_after_spikes_learn() -> None:
     after = torch.nn.Linear(24, 10)
     current = before(torch.rand(16, 1, 8, 8))
     logits = after(hidden(encode(current[None], 10)).mean(0))
-    torch.nn.functional.cross_entropy(logits, torch.randint(0, 10, (16,))).backward()
+    torch.nn.functional.cross_entropy(logits, torch.randint(0, 10, (16,))).backward()  # type: ignore[no-untyped-call]
     gradient = first.weight.grad
     assert gradient is not None
     assert gradient.isfinite().all()
