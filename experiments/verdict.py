@@ -1,10 +1,11 @@
 """Do sequence labels classify better than spike counts? Van Rossum and Hamming against STBP on the same samples.
 
     python experiments/verdict.py train --data-dir D --stop-after 60      # again and again, until all runs are finished
-    python experiments/verdict.py decide --data-dir D
+    python experiments/verdict.py decide
 
-D has MNIST, from which the recordings are simulated, and `NMNIST/Train` with real recordings of the first 1,000 digits,
-which are not among the simulated ones.
+Each finished run is tested at once, and leaves its record in `experiments/verdict/`. Runs with a record are not
+repeated, so the runs may be spread over several machines. D has MNIST, from which the recordings are simulated, and
+`NMNIST/Train` with real recordings of the first 1,000 digits, which are not among the simulated ones.
 
 Rules, written before the first run:
 
@@ -24,9 +25,11 @@ Rules, written before the first run:
 from __future__ import annotations
 
 import argparse
+import json
 import math
 import statistics
 import sys
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -35,6 +38,7 @@ import numpy as np
 import stsbp
 from scipy.stats import binomtest
 from stsbp.datasets import Split
+from stsbp.files import write_atomically
 from stsbp.training.build import load_test_set
 from stsbp_spec.models.decoders import nearest_sequence
 
@@ -45,6 +49,8 @@ PAIRS = [(loss, baseline) for baseline in ("stbp", "stbp-equal-time") for loss i
 MARGIN = 0.2
 """In points: a smaller difference does not matter."""
 TESTS = ("nmnist-sim", "nmnist")
+RECORDS = Path(__file__).parent / "verdict"
+"""Its files RUN.json have the right samples of both tests (packed bits as hexadecimal digits) and the costs."""
 
 
 def preset(arm: str) -> str:
@@ -52,23 +58,29 @@ def preset(arm: str) -> str:
     return "nmnist-" + arm.removesuffix("-equal-time")
 
 
-def train(out: Path, data_dir: str, backend: str, minutes: float | None) -> bool:
-    """Train what is not finished yet, one run after the other; False: the time is up before all are finished."""
+def train(out: Path, records: Path, data_dir: str, backend: str, minutes: float | None) -> bool:
+    """Train and test what has no record yet, one run after the other; False: the time is up before all are finished."""
+    until = math.inf if minutes is None else time.monotonic() + 60 * minutes
     for seed in SEEDS:
         for arm, epochs in ARMS.items():
-            folder = out / f"{arm}-{seed}"
-            resumed = (folder / "config.toml").exists()
-            if resumed and stsbp.load_run(folder).finished:
+            folder, record = out / f"{arm}-{seed}", records / f"{arm}-{seed}.json"
+            if record.exists():
                 continue
-            settings: dict[str, Any] = {"resume": True} if resumed else {
-                "preset": preset(arm), "epochs": epochs, "seed": seed, "validation": 3000, "data_dir": data_dir,
-                "test_every": 0, "threads": 1,
-            }  # fmt: skip
-            data = None if resumed else "nmnist-sim"
-            run = stsbp.train(data, out=folder, backend=backend, stop_after=minutes, progress=False, **settings)
-            print(f"{folder}: epoch {run.info['epoch']} of {epochs}", flush=True)
-            if not run.finished:
-                return False
+            resumed = (folder / "config.toml").exists()
+            if not (resumed and stsbp.load_run(folder).finished):
+                settings: dict[str, Any] = {"resume": True} if resumed else {
+                    "preset": preset(arm), "epochs": epochs, "seed": seed, "validation": 3000, "data_dir": data_dir,
+                    "test_every": 0, "threads": 1,
+                }  # fmt: skip
+                left = None if minutes is None else max((until - time.monotonic()) / 60, 0.01)
+                data = None if resumed else "nmnist-sim"
+                run = stsbp.train(data, out=folder, backend=backend, stop_after=left, progress=False, **settings)
+                print(f"{folder}: epoch {run.info['epoch']} of {epochs}", flush=True)
+                if not run.finished:
+                    return False
+            records.mkdir(parents=True, exist_ok=True)
+            write_atomically(record, (json.dumps(tested(folder, data_dir, backend), indent=1) + "\n").encode())
+            print(f"{record}: written", flush=True)
     return True
 
 
@@ -83,17 +95,24 @@ def is_right(run: Any, samples: Split) -> np.ndarray[Any, np.dtype[np.bool_]]:
 
 
 def tested(folder: Path, data_dir: str, backend: str) -> dict[str, Any]:
-    """The right samples of both tests, kept in the folder of the run, and the figures of its evaluation."""
-    file = folder / "verdict.npz"
+    """The record of a finished run: its best epoch, tested once."""
     run = stsbp.load_run(folder, "best", backend=backend)
-    if not file.exists():
-        right: dict[str, Any] = {}
-        for name in TESTS:
-            dataset = load_test_set(run.settings, name, lambda *_: None, data_dir)
-            right[name] = is_right(run, run.other_samples(dataset))
-        np.savez(file, **right)
-    with np.load(file) as stored:
-        return {name: stored[name] for name in TESTS} | {"costs": run.evaluate(energy=True)}
+    record: dict[str, Any] = {"epoch": run.info["epoch"], "right": {}}
+    for name in TESTS:
+        dataset = load_test_set(run.settings, name, lambda *_: None, data_dir)
+        right = is_right(run, run.other_samples(dataset))
+        record["right"][name] = {"samples": right.size, "bits": np.packbits(right).tobytes().hex()}
+    cost = run.evaluate(energy=True)
+    record["spikes"] = spikes_of_sample(cost)
+    record["latency"] = cost["measures"]["latency"]["median"]
+    record["energy_pj"] = cost["energy"]["pj"]["total"]
+    return record
+
+
+def right_samples(record: Mapping[str, Any], name: str) -> np.ndarray[Any, np.dtype[np.bool_]]:
+    """From a record, the right samples of a test, `[n]`."""
+    bits = record["right"][name]
+    return np.unpackbits(np.frombuffer(bytes.fromhex(bits["bits"]), np.uint8), count=bits["samples"]).astype(bool)
 
 
 def spikes_of_sample(cost: Mapping[str, Any]) -> float:
@@ -118,24 +137,24 @@ def verdict(differences: np.ndarray[Any, np.dtype[np.float64]]) -> tuple[float, 
     return d, half, "undecided"
 
 
-def decide(out: Path, data_dir: str, backend: str) -> None:
-    """Print the tables. Every run must be finished."""
-    results = {arm: [tested(out / f"{arm}-{seed}", data_dir, backend) for seed in SEEDS] for arm in ARMS}
+def decide(records: Path) -> None:
+    """Print the tables. Every run must have its record."""
+    results = {arm: [json.loads((records / f"{arm}-{seed}.json").read_text()) for seed in SEEDS] for arm in ARMS}
+    right = {(arm, name): [right_samples(record, name) for record in results[arm]] for arm in ARMS for name in TESTS}
     print("| Loss | Epochs | Simulated | Real | Spikes a sample | Latency | Energy |")
     print("|---|---|---|---|---|---|---|")
     for arm, epochs in ARMS.items():
-        accuracies = [" ".join(f"{100 * r[name].mean():.2f}" for r in results[arm]) for name in TESTS]
-        costs = [r["costs"] for r in results[arm]]
-        spikes = statistics.mean(spikes_of_sample(cost) for cost in costs)
-        energy = statistics.mean(cost["energy"]["pj"]["total"] for cost in costs)
-        latency = statistics.mean(cost["measures"]["latency"]["median"] for cost in costs)
+        accuracies = [" ".join(f"{100 * r.mean():.2f}" for r in right[arm, name]) for name in TESTS]
+        spikes, latency, energy = (
+            statistics.mean(record[key] for record in results[arm]) for key in ("spikes", "latency", "energy_pj")
+        )
         row = (arm, epochs, *accuracies, f"{spikes:.0f}", f"{latency:.1f}", f"{energy / 1000:.1f} nJ")
         print(f"| {' | '.join(map(str, row))} |")
     print("\n| Loss | Against | Test | Difference in points | McNemar's p of each seed | Verdict |")
     print("|---|---|---|---|---|---|")
     for loss, baseline in PAIRS:
         for name in TESTS:
-            pairs = [(a[name], b[name]) for a, b in zip(results[loss], results[baseline], strict=True)]
+            pairs = list(zip(right[loss, name], right[baseline, name], strict=True))
             d, half, word = verdict(np.array([a.astype(float) - b.astype(float) for a, b in pairs]))
             counts = [(int((a & ~b).sum()), int((b & ~a).sum())) for a, b in pairs]
             p = ", ".join(f"{binomtest(k, k + m).pvalue if k + m else 1.0:.3g}" for k, m in counts)
@@ -146,14 +165,15 @@ def main(words: Sequence[str] | None = None) -> None:
     """The command."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=("train", "decide"))
-    parser.add_argument("--data-dir", required=True)
-    parser.add_argument("--out", type=Path, default=Path("runs/verdict"))
+    parser.add_argument("--data-dir", default=".")
+    parser.add_argument("--out", type=Path, default=Path("runs/verdict"), help="folder of the runs")
+    parser.add_argument("--records", type=Path, default=RECORDS, help="folder of the records of finished runs")
     parser.add_argument("--backend", default="cpu")
     parser.add_argument("--stop-after", type=float, metavar="MINUTES")
     arguments = parser.parse_args(words)
     if arguments.what == "decide":
-        decide(arguments.out, arguments.data_dir, arguments.backend)
-    elif not train(arguments.out, arguments.data_dir, arguments.backend, arguments.stop_after):
+        decide(arguments.records)
+    elif not train(arguments.out, arguments.records, arguments.data_dir, arguments.backend, arguments.stop_after):
         sys.exit("the time is up; repeat the command")
 
 

@@ -377,6 +377,16 @@ def test_a_first_message_of_no_known_kind_does_not_end_the_process(tmp_path: Pat
     assert "it begins with a message of the kind unknown" in ended.stderr
 
 
+def test_bytes_after_the_table_of_an_arrow_file_are_refused(read: Callable[..., Dataset], tmp_path: Path) -> None:
+    data = rasters()
+    data.save_to_disk(str(tmp_path / "data"))
+    path = rewrite(tmp_path / "data", data.data.table)
+    content = path.read_bytes()
+    path.write_bytes(content + content)  # a second table of the same samples
+    with pytest.raises(DataError, match=rf"it goes on for {len(content):,} bytes after the end of its table"):
+        read(None)
+
+
 @pytest.mark.parametrize("codec", ["lz4", "zstd"])
 def test_compressed_columns_are_refused(codec: str, read: Callable[..., Dataset], tmp_path: Path) -> None:
     data = rasters()

@@ -541,6 +541,17 @@ def test_a_line_that_is_no_event_ends_the_stream_after_the_steps_before_it(
     assert [json.loads(record)["step"] for record in result.stdout.splitlines()] == [0]
 
 
+def test_a_long_gap_is_told_once_before_it_is_computed(stsbp: Stsbp, camera: Path, tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("t x y p\n0 1 2 1\n600000000 1 2 1\n1200000000 1 2 1\n")
+    result = stsbp("predict", camera, "--stream", "a.txt", "--json")
+    assert result.exit_code == 0, result.output
+    (warning,) = [line for line in result.stderr.splitlines() if line.startswith("warning")]
+    assert "a.txt, line 3: 12,000 steps before this one have no events and are computed now" in warning
+    assert "--time-unit" in warning
+    (tmp_path / "b.txt").write_text("t x y p\n0 1 2 1\n400000000 1 2 1\n")
+    assert "warning" not in stsbp("predict", camera, "--stream", "b.txt", "--json").stderr
+
+
 def test_columns_are_named_once_and_all_of_them(stsbp: Stsbp, refused: Any, camera: Path, tmp_path: Path) -> None:
     for content in ("x y p\n", "t x y p q\n", "t t x y\n", "0 1 2 1\nt x y p\n"):
         (tmp_path / "a.txt").write_text(content)

@@ -33,6 +33,8 @@ _TOGETHER = 4096
 """Number of events that are collected before they are binned."""
 _LONGEST_GAP = 2**20
 """Largest number of steps without an event. A larger gap is taken as a sign of another clock."""
+_LONG_GAP = 10_000
+"""Number of steps without an event after which a warning says how many are computed now. It is given once."""
 _LONGEST_SILENT_START = 10_000
 """Largest number of steps before the first event with `--clock`. They are computed when this event arrives, and its
 spikes wait for them. More steps are taken as a sign of a clock that does not start at 0."""
@@ -125,6 +127,7 @@ class _Live:
         self._zero = 0.0
         self._latency, self._compute = _Times(), _Times()
         self._slow = self._late = 0
+        self._warned_of_gap = False
         self._reported = -1
         self._started_at: float | None = None
         self._idle = 0.0
@@ -159,6 +162,12 @@ class _Live:
             raise DataError(
                 f"{self._source.location}: {step:,} steps before the first event have no events, but --clock allows at "
                 f"most {_LONGEST_SILENT_START:,}; count time --from-first"
+            )
+        if step - self.steps > _LONG_GAP and not self._warned_of_gap:
+            self._warned_of_gap = True
+            say_warning(
+                f"{self._source.location}: {step - self.steps:,} steps before this one have no events and are computed "
+                "now; if they are too many, choose another --time-unit, or count time --from-first"
             )
         while self.steps < step and not self.finished:
             self._end_step()

@@ -249,12 +249,12 @@ class _CountedFile:
     """
 
     def __init__(self, file: BinaryIO) -> None:
-        self._file, self._left = file, os.fstat(file.fileno()).st_size
+        self._file, self.left = file, os.fstat(file.fileno()).st_size
         self._digest, self.tail, self.closed = hashlib.sha256(), b"", False
 
     def read(self, size: int = -1) -> bytes:
-        content = self._file.read(self._left if size < 0 else min(size, self._left))
-        self._left -= len(content)
+        content = self._file.read(self.left if size < 0 else min(size, self.left))
+        self.left -= len(content)
         self._digest.update(content)
         self.tail = (self.tail + content[-len(_END) :])[-len(_END) :]
         return content
@@ -309,6 +309,8 @@ def read_batches(
                     samples += len(batch[columns[0]])
                 if file.tail != _END:
                     raise ValueError("it ends early, and may be cut off")
+                if file.left:
+                    raise ValueError(f"it goes on for {file.left:,} bytes after the end of its table")
                 if file.digest() != digests[relative]:
                     raise DataError(f"{path} changed while it was read; run again when nothing writes to it")
         except StsbpError:
