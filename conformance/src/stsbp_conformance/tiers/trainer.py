@@ -223,11 +223,13 @@ def resume_check(other: str, optimizer: Optimizer = OPTIMIZER, case: NetworkCase
         except BackendError as error:
             raise Unavailable(f"{other} cannot run: {error}") from None
         compared = Compared()
-        expected, _ = reference.trained(case, "van-rossum", optimizer, 6)
+        half_way, expected = (reference.trained(case, "van-rossum", optimizer, updates)[0] for updates in (3, 6))
         for first, second in ((backend, partner), (partner, backend)):
             begin, go_on = (_trainer(b, case, "van-rossum", optimizer=optimizer) for b in (first, second))
             state = _train(begin, case, begin.init(_fresh(case)), range(3))
             written = _through_a_file(begin.export_state(state))
+            for name, x in half_way.items():
+                compared.same_bytes(f"{name} written by {first.name}", written[name], x)
             resumed = go_on.import_state(written)
             inputs = reference.data(case).inputs
             spikes = begin.predict(state, inputs, case.steps).spikes
