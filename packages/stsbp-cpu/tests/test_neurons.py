@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from stsbp_cpu.engine.tuning import CHOICES, Manner
 from stsbp_cpu.models import neurons
 from stsbp_spec.equations.assembly import neuron_equations
 from stsbp_spec.models.neurons import ALIF, LIF, NeuronModel
@@ -21,13 +22,17 @@ NEURONS = {
 }
 
 
+@pytest.mark.parametrize("manner", CHOICES, ids=lambda manner: f"chunks of {manner.chunk}")
 @pytest.mark.parametrize("neuron", list(NEURONS.values()), ids=list(NEURONS))
 @pytest.mark.parametrize(
     ("input_steps", "steps", "count"),
-    [(9, 9, 333), (1, 9, 333), (1, 1, 40), (6, 6, 1), (3, 3, 1537)],
-    ids=["every step", "static", "one step", "one neuron", "more than a chunk"],
+    [(9, 9, 333), (1, 9, 333), (1, 1, 40), (6, 6, 1), (3, 3, 2057), (1, 3, 2057)],
+    ids=["every step", "static", "one step", "one neuron", "more than a chunk", "static, more than a chunk"],
 )
-def test_bits_are_those_of_the_reference(neuron: NeuronModel, input_steps: int, steps: int, count: int) -> None:
+def test_bits_are_those_of_the_reference(
+    neuron: NeuronModel, input_steps: int, steps: int, count: int, manner: Manner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(neurons, "in_best_manner", lambda _kind, _size, _neurons, run: run(*manner))
     rng = np.random.default_rng(2)
     z = (4 * rng.standard_normal((input_steps, count)) + 3).astype(np.float32)
     ds = rng.standard_normal((steps, count)).astype(np.float32)

@@ -15,6 +15,7 @@ from stsbp_cpu.equations.vectors import (
     list_set,
     stream,
     sum_scaled,
+    view,
 )
 from stsbp_spec.typing import AnyArray, Float32, Int32, UInt8
 
@@ -63,16 +64,30 @@ def test_a_scaled_run_is_added(vectors: int) -> None:
     assert np.array_equal(y, expected)
 
 
-@pytest.mark.parametrize("offset", [0, 1, 9, 15])
-@pytest.mark.parametrize("length", [1, 7, 15, 16, 17, 31, 50])
-def test_what_is_written_past_the_caches_arrives(length: int, offset: int) -> None:
-    memory = np.zeros(200, np.float32)
-    start = (-memory.ctypes.data % 64) // 4 + offset
-    y, x = memory[start : start + length], np.arange(1, length + 1, dtype=np.float32)
+@pytest.mark.parametrize("dtype", [np.float32, np.uint8, np.float64])
+@pytest.mark.parametrize("offset", [0, 1, 7])
+@pytest.mark.parametrize("length", [1, 7, 15, 16, 17, 31, 63, 64, 65, 150])
+def test_what_is_written_past_the_caches_arrives(length: int, offset: int, dtype: type) -> None:
+    memory: AnyArray = np.zeros(300, dtype)
+    start = (-memory.ctypes.data % 64) // memory.itemsize + offset
+    y = memory[start : start + length]
+    x: AnyArray = np.arange(1, length + 1, dtype=dtype)
     assert (y.ctypes.data % 64 == 0) is (offset == 0)
     stream(y, x)
     assert np.array_equal(y, x)
     assert np.count_nonzero(memory) == length
+
+
+def test_a_view_of_an_array_that_is_not_contiguous_is_refused() -> None:
+    @numba.njit  # type: ignore[untyped-decorator]
+    def first(x: Float32) -> np.float32:
+        value: np.float32 = view(x, 0, 1)[0]
+        return value
+
+    x = np.arange(8, dtype=np.float32)
+    assert first(x) == 0
+    with pytest.raises(numba.TypingError, match="a view needs a contiguous array"):
+        first(x[::2])
 
 
 @numba.njit  # type: ignore[untyped-decorator]

@@ -3,7 +3,7 @@
 A `Manner` sets the number of neurons in a chunk, whether a chunk's next step is prefetched, and whether results are
 written past the caches. The manner does not change any bit of the results, but it changes the time by up to a factor of
 two. The fastest manner depends on the processor. An Intel Xeon is fastest with short chunks and prefetching. An AMD
-EPYC is mostly fastest with long chunks, without prefetching and without writing past the caches.
+EPYC is mostly fastest with long chunks, with prefetching and writing past the caches, or with neither.
 
 Therefore, the first large call of each kind runs three times in every manner of `CHOICES`, on the arrays of the call.
 Every run fills these arrays with the same values. The fastest manner is stored beside the compiled kernels, for the
@@ -42,14 +42,14 @@ class Manner(NamedTuple):
     past: bool
 
 
-# No single choice is best. On an AMD EPYC (Zen 5, 2 cores, 27 November 2026), the forward pass reached these shares of
-# the bandwidth of a copy, with the choice for the Xeon, with the second and with the last choice of this list: 0.40,
-# 0.40 and 0.88 at T = 4 and 2,000,000 neurons; 0.42, 0.81 and 0.63 at T = 100 and 250,000 neurons. A table of
-# processors would be wrong for new processors, and in virtual machines with other caches.
+# No single choice is best. On an AMD EPYC (Zen 5, 2 cores, 6 December 2026), the forward pass reached these shares of
+# the bandwidth of a copy, in the order of this list: 0.48, 0.61, 0.89 and 0.79 at T = 4 and 2,000,000 neurons; 0.76,
+# 0.69, 0.83 and 0.72 at T = 100 and 250,000 neurons. Its backward pass at T = 100: 0.73, 0.73, 0.72 and 0.80. A table
+# of processors would be wrong for new processors, and in virtual machines with other caches.
 CHOICES = (
     Manner(1024, prefetch=True, past=True),
     Manner(512, prefetch=True, past=False),
-    Manner(4096, prefetch=False, past=False),
+    Manner(8192, prefetch=True, past=True),
     Manner(16384, prefetch=False, past=False),
 )
 TRIED_FROM = 2**21

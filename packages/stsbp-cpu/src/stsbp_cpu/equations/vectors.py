@@ -16,6 +16,7 @@ import numpy as np
 from llvmlite import ir
 from numba import njit, types
 from numba.core import cgutils
+from numba.core.errors import TypingError
 from numba.extending import intrinsic
 from numba.np.arrayobj import populate_array
 from stsbp_spec.typing import AnyArray, Float32, Int16, Int32
@@ -42,6 +43,7 @@ __all__ = [
     "sum_selected",
     "view",
     "view_of_rows",
+    "wait_for_streams",
 ]  # fmt: skip
 
 LANES = 16
@@ -118,6 +120,12 @@ def _inside(
     return view._getvalue()
 
 
+def _contiguous(x: Any) -> Any:
+    if x.layout != "C":
+        raise TypingError(f"a view needs a contiguous array, got {x}")
+    return x
+
+
 @intrinsic  # type: ignore[untyped-decorator]
 def view(typing_context: Any, x: Any, start: Any, count: Any) -> Any:
     """`x.reshape(-1)[start : start + count]` of a contiguous array that stays alive meanwhile.
@@ -125,7 +133,7 @@ def view(typing_context: Any, x: Any, start: Any, count: Any) -> Any:
     numba counts the references to an array. A slice of an array that a kernel made changes the count twice, which takes
     longer than a step of a few neurons. This view is not counted, and its bounds are not checked.
     """
-    view_type = types.Array(x.dtype, 1, "C")
+    view_type = types.Array(_contiguous(x).dtype, 1, "C")
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         return _inside(context, builder, signature.args[0], view_type, arguments[0], arguments[1], [arguments[2]])
@@ -136,7 +144,7 @@ def view(typing_context: Any, x: Any, start: Any, count: Any) -> Any:
 @intrinsic  # type: ignore[untyped-decorator]
 def view_of_rows(typing_context: Any, x: Any, start: Any, rows: Any, count: Any) -> Any:
     """`view` as `[rows, count]`."""
-    view_type = types.Array(x.dtype, 2, "C")
+    view_type = types.Array(_contiguous(x).dtype, 2, "C")
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         return _inside(context, builder, signature.args[0], view_type, arguments[0], arguments[1], arguments[2:])
@@ -256,38 +264,52 @@ def dot(
 
 
 @intrinsic  # type: ignore[untyped-decorator]
-def _stream(typing_context: Any, y: Any, x: Any, vectors: Any) -> Any:
-    """`y[: 16 vectors] = x[: 16 vectors]` past the caches; `y` begins at a multiple of 64 bytes."""
+def _stream(typing_context: Any, y: Any, x: Any, start: Any, cache_lines: Any) -> Any:
+    """Copy lines of 64 bytes from `x[start:]` to `y[start:]`, past the caches; `y[start]` begins a cache line."""
+    line = ir.VectorType(ir.IntType(32), LANES)
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        yp = _pointer(context, builder, signature.args[0], arguments[0])
-        xp = _pointer(context, builder, signature.args[1], arguments[1])
+        # The elements may have any size: they are moved as the bits of a vector.
+        target, source = (
+            builder.bitcast(builder.gep(_pointer(context, builder, kind, array), [arguments[2]]), line.as_pointer())
+            for kind, array in zip(signature.args[:2], arguments[:2], strict=True)
+        )
         past = builder.module.add_metadata([ir.Constant(ir.IntType(32), 1)])
-        with cgutils.for_range(builder, arguments[2]) as loop:
-            offset = builder.mul(loop.index, ir.Constant(loop.index.type, LANES))
-            source = builder.load(_vector(builder, xp, offset), align=4)
-            builder.store(source, _vector(builder, yp, offset), align=64).set_metadata("nontemporal", past)
-        # Such stores are not ordered relative to other stores, for example those of a barrier between threads.
-        builder.fence("seq_cst")
+        with cgutils.for_range(builder, arguments[3]) as loop:
+            value = builder.load(builder.gep(source, [loop.index]), align=1)
+            builder.store(value, builder.gep(target, [loop.index]), align=64).set_metadata("nontemporal", past)
         return context.get_dummy_value()
 
-    return types.void(y, x, types.intp), generate
+    return types.void(y, x, types.intp, types.intp), generate
 
 
 @njit  # type: ignore[untyped-decorator]
-def stream(y: Float32, x: Float32) -> None:
-    """`y[:] = x`, 1-d, for an array `y` that is not read again soon.
+def stream(y: AnyArray, x: AnyArray) -> None:
+    """`y[:] = x`, 1-d and contiguous, both of one type, for an array `y` that is not read again soon.
 
-    `y` is not loaded into the caches, and its memory is not read before it is written.
+    `y` is not loaded into the caches, and its memory is not read before it is written. Other threads may see these
+    values only after `wait_for_streams()`.
     """
     # Values before the first whole cache line and after the last one are written as usual.
-    head = min(len(y), (-y.ctypes.data % 64) // 4)
-    vectors = (len(y) - head) // LANES
+    in_line = 64 // y.itemsize
+    head = min(len(y), (-y.ctypes.data % 64) // y.itemsize)
+    lines = (len(y) - head) // in_line
     for j in range(head):
         y[j] = x[j]
-    _stream(y[head:], x[head:], vectors)
-    for j in range(head + LANES * vectors, len(y)):
+    _stream(y, x, head, lines)
+    for j in range(head + in_line * lines, len(y)):
         y[j] = x[j]
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def wait_for_streams(typing_context: Any) -> Any:
+    """Order the writes of `stream` before all later ones, for example before those of a barrier between threads."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        builder.fence("seq_cst")
+        return context.get_dummy_value()
+
+    return types.void(), generate
 
 
 @intrinsic(prefer_literal=True)  # type: ignore[untyped-decorator]
