@@ -20,7 +20,11 @@ import version as versions
 
 __all__ = ["main", "problems"]
 
-DATA = {"stsbp_cupy": (".cu", ".cuh", ".h"), "stsbp_models": (".packed", "config.json", "README.md")}
+DATA = {
+    "stsbp": (".html", ".css"),
+    "stsbp_cupy": (".cu", ".cuh", ".h"),
+    "stsbp_models": (".packed", "config.json", "README.md"),
+}
 """Files besides Python's that a package needs, by suffix."""
 
 

@@ -110,7 +110,8 @@ def _built(folder: Path, host: str = "stsbp.example") -> Path:
         with zipfile.ZipFile(folder / f"{name}-{number}-py3-none-any.whl", "w") as wheel:
             wheel.writestr(f"{name}-{number}.dist-info/METADATA", text)
             wheel.writestr(f"{name}-{number}.dist-info/licenses/LICENSE", "")
-            for file in ("__init__.py", "py.typed", "k.cu", "k.cuh", "k.h", "m.packed", "config.json", "README.md"):
+            data = ("k.cu", "k.cuh", "k.h", "m.packed", "config.json", "README.md", "page.html", "style.css")
+            for file in ("__init__.py", "py.typed", *data):
                 wheel.writestr(f"{name}/{file}", "")
         with tarfile.open(folder / f"{name}-{number}.tar.gz", "w:gz") as sdist:
             for file in ("LICENSE", "pyproject.toml", "README.md"):

@@ -60,7 +60,7 @@ DRAWINGS: dict[str, Callable[[], str]] = {
 @pytest.mark.parametrize("name", DRAWINGS)
 def test_a_drawing_is_drawn_as_before(name: str) -> None:
     stored = (FILES / f"{name}.html").read_text(encoding="utf-8")
-    drawn = DRAWINGS[name]().replace("><", ">\n<") + "\n"
+    drawn = str(DRAWINGS[name]()).replace("><", ">\n<") + "\n"
     assert drawn == stored, f"to write the files again: python {Path(__file__).name}"
 
 
@@ -71,4 +71,4 @@ def test_every_drawing_is_there() -> None:
 if __name__ == "__main__":
     FILES.mkdir(exist_ok=True)
     for name, draw in DRAWINGS.items():
-        (FILES / f"{name}.html").write_text(draw().replace("><", ">\n<") + "\n", encoding="utf-8")
+        (FILES / f"{name}.html").write_text(str(draw()).replace("><", ">\n<") + "\n", encoding="utf-8")

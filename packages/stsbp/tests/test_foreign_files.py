@@ -29,6 +29,7 @@ from stsbp.datasets.image_folder import read_image
 from stsbp.errors import CheckpointError, DataError, FileError
 from stsbp.files import OutputKind, open_regular, read_regular
 from stsbp.report.page import PAGE, page
+from stsbp.report.samples import Samples
 from stsbp.training.build import Inputs
 from stsbp.training.metrics import read_records
 from stsbp.training.run_folder import RunFolder
@@ -537,10 +538,12 @@ class TestOutputs:
 
     def test_pages_are_replaced(self, run: Path, stsbp: Stsbp) -> None:
         out = run.parent / "x.html"
-        assert PAGE.begins.match(page("title", ["body"]).encode())
-        old = page("title", ["body"]).replace('<meta name="generator" content="stsbp">', "")
-        assert old != page("title", ["body"])
-        for content in ("", page("a page", ["of another run"]), old):
+        section = Samples("of another run", [], None, labelled=False, of_classes=False)
+        other = page("samples.html", title="a page", samples=section)
+        assert PAGE.begins.match(other.encode())
+        old = other.replace('<meta name="generator" content="stsbp">', "")
+        assert old != other
+        for content in ("", other, old):
             out.write_text(content)
             assert stsbp("report", run, "--no-samples", "--out", out).exit_code == 0
             assert "stsbp run run" in out.read_text()

@@ -8,12 +8,14 @@ import io
 import json
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from html import escape
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -22,11 +24,17 @@ import numpy as np
 import pytest
 import stsbp as package
 from click.testing import Result
+from jinja2 import UndefinedError
 from stsbp.cli import compare
 from stsbp.datasets import load
 from stsbp.errors import ConfigError
-from stsbp.report import page, svg
+from stsbp.report import samples, svg
 from stsbp.report.collect import Sample, Survey, choose
+from stsbp.report.page import page
+from stsbp.report.run_page import Content, render
+from stsbp.report.samples import Samples
+from stsbp.sweeps.objectives import OBJECTIVES
+from stsbp.sweeps.show import TrialRow, html_page
 from stsbp.training.build import load_data
 from stsbp.training.progress import PlainReporter
 from stsbp.training.run_folder import RunFolder
@@ -130,9 +138,9 @@ def test_the_story_of_spike_trains_counts_them() -> None:
     outputs, targets = np.eye(4, 3, dtype=np.uint8), np.ones((4, 3), np.uint8)
     sample = Sample("movement 7", outputs[None], outputs, targets, outputs.astype(np.float32), None, None, None, 0.25)
     texts = "movement 7: F1 25.0% within 1 step", "3 output spikes, 12 target spikes."
-    assert page._story(sample, ["x", "y", "z"]) == texts
+    assert samples._story(sample, ["x", "y", "z"]) == texts
     unknown = replace(sample, targets=None, score=None)
-    assert page._story(unknown, ["x", "y", "z"]) == ("movement 7", "3 output spikes.")
+    assert samples._story(unknown, ["x", "y", "z"]) == ("movement 7", "3 output spikes.")
 
 
 def test_report_tells_why_a_sample_was_misread(
@@ -222,6 +230,124 @@ def test_report_without_data(
     page = check(tmp_path / "run.html")
     assert "Samples read wrong" not in page.text
     assert "Learning" in page.text
+
+
+def hostile(field: str) -> str:
+    """Text that is a tag, an attribute, an entity and expressions of a template, where it is not taken as text."""
+    return f"""<script>{field}</script><b onclick="x">' {{{{ 7 * 7 }}}} {{% for x in y %}} {{# no #}} &amp; &lt;"""
+
+
+def test_report_shows_every_text_as_it_is(
+    stsbp: Callable[..., Result], tiny_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = {"library", "version", "machine", "device", "history", "sample", "note", "checkpoint", "split"}
+    expected |= {"data set", "loss", "folder", "energy data", "energy split", "table", "source", "layer"}
+    expected |= {f"class {k}" for k in range(10)}
+
+    def hostile_content(content: Content) -> str:
+        content.config = content.config.model_copy(
+            update={"dataset": hostile("data set"), "loss": hostile("loss"), "data_dir": hostile("folder")}
+        )
+        content.classes = [hostile(f"class {k}") for k in range(10)]
+        content.notes, content.history = [hostile("note")], [{hostile("history"): 1.0}, {hostile("history"): 2.0}]
+        content.checkpoint, content.split = hostile("checkpoint"), hostile("split")
+        content.wrong = [replace(sample, name=hostile("sample")) for sample in content.wrong]
+        content.starts = [
+            {
+                "versions": {hostile("library"): hostile("version")},
+                "platform": hostile("machine"),
+                "device_description": hostile("device"),
+                "command": ["stsbp", hostile("word")],
+            }
+        ]
+        assert content.energy is not None
+        names = {"dataset": "energy data", "split": "energy split", "table": "table", "source": "source"}
+        layers = [layer | {"name": hostile("layer")} for layer in content.energy["layers"]]
+        content.energy = {**content.energy, **{key: hostile(name) for key, name in names.items()}, "layers": layers}
+        # Every class is confused with every other one.
+        content.confusion = np.ones((10, 10), dtype=np.int64)
+        return render(content)
+
+    monkeypatch.setattr("stsbp.report.write.render", hostile_content)
+    assert stsbp("evaluate", tiny_run, "--energy").exit_code == 0
+    result = stsbp("report", tiny_run, "--out", "page.html")
+    assert result.exit_code == 0, result.output
+    text = check(tmp_path / "page.html").text
+    assert {field for field in expected if hostile(field) not in text} == set()
+    assert shlex.join(["stsbp", hostile("word")]) in text
+    # Names of the charts' lines, of their cells, and the descriptions for screen readers.
+    for drawn in ("history", "class 1"):
+        assert f"<title>{escape(hostile(drawn))}" in (tmp_path / "page.html").read_text(encoding="utf-8")
+    assert f'aria-label="{escape(hostile("history"))}"' in (tmp_path / "page.html").read_text(encoding="utf-8")
+
+
+def test_report_of_a_network_shows_its_name_and_command_as_they_are(
+    stsbp: Callable[..., Result], tiny_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def hostile_content(content: Content) -> str:
+        content.folder, content.training_command = Path(hostile("name").replace("/", "")), hostile("command")
+        return render(content)
+
+    monkeypatch.setattr("stsbp.report.write.render", hostile_content)
+    assert stsbp("report", tiny_run, "--no-samples", "--out", "page.html").exit_code == 0
+    text = check(tmp_path / "page.html").text
+    assert hostile("command") in text
+    # In the title of the window and of the page.
+    assert text.count(hostile("name").replace("/", "")) == 2
+
+
+@pytest.mark.skipif(os.name == "nt", reason="such names of files are not allowed there")
+def test_predict_draws_names_as_they_are(stsbp: Callable[..., Result], tiny_run: Path, tmp_path: Path) -> None:
+    name = hostile("x").replace("/", "") + ".npy"
+    np.save(tmp_path / name, load("digits").test.inputs(np.arange(1))[0])
+    assert stsbp("predict", tiny_run, name, "--draw", "page.html").exit_code == 0
+    assert name in check(tmp_path / "page.html").text
+
+
+@pytest.mark.parametrize("objectives", [("accuracy",), ("accuracy", "loss")])
+def test_the_page_of_a_sweep_shows_every_text_as_it_is(objectives: tuple[str, ...], tmp_path: Path) -> None:
+    chosen = [OBJECTIVES[name]._replace(text=hostile(f"objective {name}")) for name in objectives]
+    fields = {"title", "explanation", "command", "value", *(f"objective {name}" for name in objectives)}
+    fields |= {"setting"} if len(objectives) == 1 else set()
+    rows = [
+        TrialRow(
+            n,
+            "finished",
+            {"lr": 0.1, "loss": hostile("value")},
+            (0.5, 1.0)[: len(chosen)],
+            {},
+            None,
+            None,
+            "",
+            None,
+            "",
+        )
+        for n in range(2)
+    ]
+    if len(objectives) == 1:
+        rows = [replace(row, params={**row.params, hostile("setting"): row.number}) for row in rows]
+    varied = list(rows[0].params)
+    text = html_page(hostile("title"), rows, varied, chosen, hostile("explanation"), {0: hostile("command")})
+    (tmp_path / "page.html").write_text(text, encoding="utf-8")
+    shown = check(tmp_path / "page.html").text
+    assert {field for field in fields if hostile(field) not in shown} == set()
+
+
+def test_descriptions_of_drawings_are_text() -> None:
+    drawn = [
+        svg.lines("<b>", "<b>", [svg.Series("<b>", [1], [1.0])]),
+        svg.image(np.zeros((1, 2, 2), np.uint8), "<b>"),
+    ]
+    for drawing in drawn:
+        assert "<b>" not in drawing
+        assert escape("<b>") in drawing
+
+
+def test_a_page_has_all_its_values_and_ends_with_a_line_end() -> None:
+    section = Samples("a title", [], None, labelled=False, of_classes=False)
+    assert page("samples.html", title="x", samples=section).endswith("</html>\n")
+    with pytest.raises(UndefinedError, match="'title' is undefined"):
+        page("samples.html", samples=section)
 
 
 def test_report_before_the_first_epoch(
@@ -358,35 +484,35 @@ def test_drawing_does_not_replace_what_it_reads(
 
 def test_events_of_other_channels_than_two_are_drawn_in_proportion() -> None:
     """A sum over 200 steps of 3 channels does not fit into a byte."""
-    from stsbp.report.page import _input
+    from stsbp.report.samples import _input
 
     x: UInt8 = np.zeros((200, 3, 2, 2), dtype=np.uint8)
     x[:, :, 0, 0] = 1
     x[:100, :, 0, 1] = 1
     sample = Sample("x", x, x[:, 0, 0], None, np.zeros((200, 2), np.float32), None, None, None, None)
-    text = _input(sample)
-    assert "ON" not in text
+    figure = _input(sample)
+    assert "ON" not in figure.caption
     picture = svg.image(np.array([[[255, 127], [0, 0]]], dtype=np.uint8), "input spikes, summed over time")
-    assert picture in text
+    assert figure.chart == picture
 
 
 def test_events_of_two_channels_are_drawn_as_off_and_on() -> None:
-    from stsbp.report.page import _input
+    from stsbp.report.samples import _input
 
     x: UInt8 = np.zeros((5, 2, 1, 2), dtype=np.uint8)
     x[:3, 0, 0, 0] = x[:1, 1, 0, 1] = 1
     sample = Sample("x", x, x[:, 0, 0], None, np.zeros((5, 2), np.float32), None, None, None, None)
-    text = _input(sample)
-    assert "red: ON, blue: OFF" in text
-    assert svg.image(np.array([[[3, 0]], [[0, 1]]], dtype=np.uint8), "input events, summed over time") in text
+    figure = _input(sample)
+    assert "red: ON, blue: OFF" in figure.caption
+    assert figure.chart == svg.image(np.array([[[3, 0]], [[0, 1]]], dtype=np.uint8), "input events, summed over time")
 
 
 def test_an_input_without_rows_and_columns_is_drawn_as_a_line() -> None:
-    from stsbp.report.page import _input
+    from stsbp.report.samples import _input
 
     x: UInt8 = np.array([0, 200, 255, 3], dtype=np.uint8)
     sample = Sample("x", x, np.zeros((5, 2), np.uint8), None, np.zeros((5, 2), np.float32), None, None, None, None)
-    assert "value, number of the input 1: 200</title>" in _input(sample)
+    assert "value, number of the input 1: 200</title>" in _input(sample).chart
 
 
 def test_report_of_a_converted_run_repeats_it_with_its_own_weights(
@@ -416,7 +542,7 @@ def test_report_of_a_converted_run_repeats_it_with_its_own_weights(
 
 
 def test_equally_near_label_sequences_are_named() -> None:
-    from stsbp.report.page import _tie
+    from stsbp.report.samples import _tie
 
     assert _tie(np.array([2.0, 1.0, 1.0])).startswith(" 2 label sequences are equally far")
     assert _tie(np.array([2.0, 1.0, 3.0])) == ""
@@ -740,7 +866,7 @@ def test_samples_of_many_different_mistakes_are_chosen_in_linear_time() -> None:
 
 
 def test_of_many_classes_the_nearest_are_drawn() -> None:
-    from stsbp.report.page import _drawn_classes
+    from stsbp.report.samples import _drawn_classes
 
     distances = np.arange(40)[::-1].astype(float)
     assert _drawn_classes(distances[:16], [3]) == (list(range(16)), "Distance to each label sequence")

@@ -436,12 +436,12 @@ def test_figures_of_many_neurons_show_those_with_the_lowest_f1() -> None:
         "F1 within 2 steps of the 16 output neurons with the lowest",
     ]
     assert [figure.caption for figure in figures] == captions
-    drawn = figures[2].parts[0]
+    drawn = figures[2].chart
     for n in range(neurons):
         assert (f">n{n}<" in drawn) == (shares[1][n] < 16 / neurons)
     (*_, figure) = spike_time_figures({**MEASURES, "chance": CHANCE}, {**by_neuron, "chance": {"f1": shares}})
     assert figure.caption == f"{captions[2]}; in brackets: by chance"
-    assert all(f">n{n} ({shares[1][n]:.0%})<" in figure.parts[0] for n in range(neurons) if shares[1][n] < 16 / neurons)
+    assert all(f">n{n} ({shares[1][n]:.0%})<" in figure.chart for n in range(neurons) if shares[1][n] < 16 / neurons)
     # A single neuron, and no matches: there is nothing to compare or to count.
     silent = {**MEASURES, "chance": None, "timing_error": CHANCE["timing_error"]}
     assert len(spike_time_figures(silent, {"neurons": ["0"], "f1": [[1], [1]], "chance": None})) == 1
@@ -452,7 +452,7 @@ def test_a_long_histogram_is_drawn_around_its_middle() -> None:
     histogram[100], histogram[107] = 30, 10
     errors = {**MEASURES["timing_error"], "pairs": 40, "errors": list(range(-100, 101)), "histogram": histogram}
     figures = spike_time_figures({**MEASURES, "chance": None, "timing_error": errors}, {"neurons": ["0"]})
-    drawn = figures[1].parts[0]
+    drawn = figures[1].chart
     assert "+7: 25.00%" in drawn
     assert ">0: 75.00%" in drawn
     assert ">+7<" in drawn or ">-7<" in drawn or ">+6<" in drawn

@@ -1,11 +1,10 @@
-"""Rows of cells as aligned lines of text, and as an HTML table."""
+"""Rows of cells as aligned lines of text."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from html import escape
 
-__all__ = ["html_table", "text_table"]
+__all__ = ["text_table"]
 
 
 def text_table(rows: Sequence[Sequence[str]]) -> list[str]:
@@ -17,10 +16,3 @@ def text_table(rows: Sequence[Sequence[str]]) -> list[str]:
         ).rstrip()
         for name, *cells in rows
     ]
-
-
-def html_table(rows: Sequence[Sequence[str]]) -> str:
-    """Rows of cells as an HTML table. The first row is the head."""
-    head = "".join(f"<th>{escape(cell)}</th>" for cell in rows[0])
-    body = "".join("<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in row) + "</tr>" for row in rows[1:])
-    return f'<div class="scroll"><table><tr>{head}</tr>{body}</table></div>'

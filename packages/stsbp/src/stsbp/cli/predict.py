@@ -196,15 +196,15 @@ def command(
     batch, lengths = _batch([sample.inputs for sample in samples], inputs, config.steps)
     if draw is not None:
         from stsbp.report.collect import run_samples
-        from stsbp.report.page import page, samples_section, threshold_of
+        from stsbp.report.page import page
+        from stsbp.report.samples import samples_section
 
         titles = [path.name for path in files] + [sample.title for sample in samples[len(files) :]]
         views = run_samples(trained.task, trained.state, titles, batch, lengths=lengths)
         names = inputs.classes or [str(n) for n in range(inputs.outputs)]
-        threshold = threshold_of(trained.task.network)
         title = f"Read by the network in {source.path.name}"
-        section = samples_section(title, views, names, threshold, of_classes=not inputs.sequences)
-        PAGE.write(draw, page(title, [section]).encode())
+        section = samples_section(title, views, names, trained.task.network, of_classes=not inputs.sequences)
+        PAGE.write(draw, page("samples.html", title=title, samples=section).encode())
     predicted = trained.predict(batch, lengths)
     if inputs.real_targets:
         shown = ("output of each neuron by step", "its target")

@@ -3,26 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
 from stsbp.measures.matching import within
 from stsbp.report import svg
-from stsbp.report.svg import Series
+from stsbp.report.svg import Figure, Series
 from stsbp.training.timing_text import reference_tolerance
 
-__all__ = ["Figure", "spike_time_figures"]
+__all__ = ["spike_time_figures"]
 
 _MANY = 16
 """Number of output neurons that are drawn."""
-
-
-class Figure(NamedTuple):
-    """A drawing: its caption, and its parts as HTML."""
-
-    caption: str
-    parts: tuple[str, ...]
 
 
 def spike_time_figures(measures: Mapping[str, Any], by_neuron: Mapping[str, Any]) -> list[Figure]:
@@ -43,7 +36,7 @@ def _against_tolerance(measures: Mapping[str, Any]) -> Figure:
     ]
     series += [] if chance is None else [Series("F1 by chance", tolerances, chance["f1"])]
     chart = svg.lines("precision, recall and F1", "tolerance, steps", series, percent=True)
-    return Figure("F1 of spike times within so many steps", (chart, svg.legend(series)))
+    return Figure("F1 of spike times within so many steps", chart, svg.legend(series))
 
 
 def _histogram(measures: Mapping[str, Any]) -> list[Figure]:
@@ -60,7 +53,7 @@ def _histogram(measures: Mapping[str, Any]) -> list[Figure]:
         None if chance_counts is None else _shares(chance_counts, first, last),
     )
     caption = f"Timing errors of {errors['pairs']:,} matches {within(errors['tolerance'])}"
-    return [Figure(caption + ("" if chance_counts is None else "; outlined: by chance"), (chart,))]
+    return [Figure(caption + ("" if chance_counts is None else "; outlined: by chance"), chart)]
 
 
 def _drawn(histogram: Sequence[int]) -> tuple[int, int]:
@@ -94,4 +87,4 @@ def _by_neuron(measures: Mapping[str, Any], by_neuron: Mapping[str, Any]) -> lis
     )
     neurons_text = "each output neuron" if len(shown) == len(shares) else f"the {_MANY} output neurons with the lowest"
     caption = f"F1 {within(measures['tolerances'][index])} of {neurons_text}"
-    return [Figure(caption + ("" if chance is None else "; in brackets: by chance"), (chart,))]
+    return [Figure(caption + ("" if chance is None else "; in brackets: by chance"), chart)]

@@ -1,4 +1,7 @@
-"""Charts as SVG text, for a page with light and dark colours. Every colour is a CSS variable of the page (page.py)."""
+"""Charts as SVG, for a page with light and dark colours. Every colour is a CSS variable of the page (style.css).
+
+The charts are `Markup`: they are part of the page as they are, and all text in them is escaped here.
+"""
 
 from __future__ import annotations
 
@@ -11,10 +14,12 @@ from html import escape
 from typing import NamedTuple
 
 import numpy as np
+from markupsafe import Markup
 from stsbp_spec.typing import Float32, Float64, Int64, UInt8
 
 __all__ = [
     "COLOURS",
+    "Figure",
     "PointSeries",
     "Series",
     "bars",
@@ -62,8 +67,16 @@ class PointSeries(NamedTuple):
     joined: bool = False
 
 
-def _svg(width: float, height: float, label: str, body: Sequence[str]) -> str:
-    return (
+class Figure(NamedTuple):
+    """A chart, or a chart and its legend, with a caption."""
+
+    caption: str
+    chart: Markup
+    legend: Markup = Markup()
+
+
+def _svg(width: float, height: float, label: str, body: Sequence[str]) -> Markup:
+    return Markup(
         f'<svg viewBox="0 0 {width:g} {height:g}" width="{width:g}" height="{height:g}" role="img" '
         f'aria-label="{escape(label)}">' + "".join(body) + "</svg>"
     )
@@ -103,12 +116,12 @@ def _y_axis(ticks: Sequence[tuple[float, float]], percent: bool) -> list[str]:
     return body
 
 
-def legend(series: Sequence[Series | PointSeries]) -> str:
+def legend(series: Sequence[Series | PointSeries]) -> Markup:
     """Names and colours of the lines or points, as HTML."""
     items = (
         f'<span><i style="background:var(--c{i % COLOURS})"></i>{escape(s.name)}</span>' for i, s in enumerate(series)
     )
-    return f'<p class="legend">{"".join(items)}</p>'
+    return Markup(f'<p class="legend">{"".join(items)}</p>')
 
 
 def lines(
@@ -119,7 +132,7 @@ def lines(
     percent: bool = False,
     zero: bool = True,
     floor: float | None = None,
-) -> str:
+) -> Markup:
     """Lines over a common axis.
 
     Args:
@@ -174,7 +187,7 @@ def lines(
 
 def points(
     label: str, x_label: str, series: Sequence[PointSeries], *, percent_x: bool = False, percent_y: bool = False
-) -> str:
+) -> Markup:
     """Points over a common axis, whose axes begin near the smallest values.
 
     Args:
@@ -222,7 +235,7 @@ def _enclosing_ticks(values: Sequence[float]) -> list[float]:
     return _ticks(low, high, enclosing=True)
 
 
-def matrix(counts: Int64, names: Sequence[str]) -> str:
+def matrix(counts: Int64, names: Sequence[str]) -> Markup:
     """Confusion matrix `[K, K]`. Rows are true classes. The larger its share of the row, the deeper the colour of a
     cell. Cells of 0 samples are not drawn one by one, because many classes have very many of them."""
     k = len(names)
@@ -272,7 +285,7 @@ def _marks(train: UInt8, x_start: float, y_start: float, step_width: float, row_
     )
 
 
-def raster(outputs: UInt8, targets: UInt8, names: Sequence[str], strong: Sequence[int] = ()) -> str:
+def raster(outputs: UInt8, targets: UInt8, names: Sequence[str], strong: Sequence[int] = ()) -> Markup:
     """Output spikes over target spikes, `[T, N]` each. Wide pale bars are targets, and narrow dark bars are outputs.
 
     Args:
@@ -296,7 +309,7 @@ def raster(outputs: UInt8, targets: UInt8, names: Sequence[str], strong: Sequenc
     return _svg(_RASTER_WIDTH + 4, n * row_height + 18, "output spikes over target spikes", body)
 
 
-def spikes(train: UInt8, colour: str = "var(--fg)") -> str:
+def spikes(train: UInt8, colour: str = "var(--fg)") -> Markup:
     """A raster `[T, N]` without names, for inputs."""
     steps, n = train.shape
     row_height = max(2.0, min(10.0, 220 / n))
@@ -337,7 +350,7 @@ def traces(
     names: Sequence[str],
     colours: Sequence[str],
     targets: Float32 | None = None,
-) -> str:
+) -> Markup:
     """Membrane potentials `[T, N]` of some neurons, each in its colour, with spikes (dots) and threshold (dashed).
 
     `threshold` None: there is none. `targets` `[T, N]` are drawn as wide pale lines; None: there are none.
@@ -387,7 +400,7 @@ def bars(
     label: str = "distance to each label sequence",
     percent: bool = False,
     largest: float = 0.0,
-) -> str:
+) -> Markup:
     """Values `[K]` as bars, such as distances. `strong` (the smallest one) and `pale` (the label's) have own colours.
 
     Args:
@@ -421,7 +434,7 @@ def histogram(
     integers: Sequence[int],
     shares: Sequence[float],
     chance_shares: Sequence[float] | None = None,
-) -> str:
+) -> Markup:
     """Shares as upright bars, one for each of some consecutive integers.
 
     Args:
@@ -467,7 +480,7 @@ def png(pixels: UInt8) -> str:
     return "data:image/png;base64," + base64.b64encode(data).decode()
 
 
-def image(picture: UInt8, label: str) -> str:
+def image(picture: UInt8, label: str) -> Markup:
     """A picture `[C, H, W]` (grey or colours) or event counts over time, `[2, H, W]` (OFF in blue, ON in red)."""
     channels, height, width = picture.shape
     pixels: UInt8 = np.full((height, width, 4), 255, dtype=np.uint8)
@@ -483,4 +496,4 @@ def image(picture: UInt8, label: str) -> str:
         pixels[..., :3] = picture[0][..., None]
     scale = max(1, 160 // max(height, width))
     size = f'width="{width * scale}" height="{height * scale}"'
-    return f'<img class="pixels" src="{png(pixels)}" {size} alt="{escape(label)}">'
+    return Markup(f'<img class="pixels" src="{png(pixels)}" {size} alt="{escape(label)}">')

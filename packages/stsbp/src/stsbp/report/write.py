@@ -17,7 +17,8 @@ from stsbp.energy.stored import stored_energy
 from stsbp.errors import ConfigError, DataError
 from stsbp.files import real
 from stsbp.report.collect import Sample, choose, run_samples, survey
-from stsbp.report.page import PAGE, Content, DelayCounts, render
+from stsbp.report.page import PAGE
+from stsbp.report.run_page import Content, DelayCounts, render
 from stsbp.training.build import load_data
 from stsbp.training.metrics import read_records
 from stsbp.training.progress import Reporter

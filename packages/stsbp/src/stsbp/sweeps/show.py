@@ -9,7 +9,6 @@ import itertools
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from html import escape
 from typing import IO, Any
 
 from rich import box
@@ -22,9 +21,8 @@ from stsbp.errors import printable
 from stsbp.files import OutputKind
 from stsbp.report import svg
 from stsbp.report.page import page
-from stsbp.report.svg import PointSeries
+from stsbp.report.svg import Figure, PointSeries
 from stsbp.sweeps.objectives import Objective
-from stsbp.tables import html_table
 from stsbp.training.compare import rows_csv
 
 __all__ = [
@@ -224,29 +222,27 @@ def html_page(
     best = best_rows(rows, objectives)
     if best and len(objectives) == 1:
         tiles.insert(0, (objectives[0].shown(best[0].values[0]), f"best {objectives[0].text}, trial {best[0].number}"))
-    parts = [
-        f"<h1>{escape(title)}</h1>",
-        f'<p class="muted">{escape(explanation)}</p>',
-        '<div class="tiles">' + "".join(f"<div><b>{escape(a)}</b>{escape(b)}</div>" for a, b in tiles) + "</div>",
-        *_charts(rows, varied, objectives),
-    ]
-    if commands:
-        parts.append("<h2>Train again</h2><p>These commands train the best settings again, and test the networks.</p>")
-        parts += [f"<p>Trial {number}</p><pre>{escape(command)}</pre>" for number, command in commands.items()]
-    star = "Trials that no other one beats have a star." if best else ""
-    parts.append(f"<h2>Trials</h2><p>{star}</p>{html_table(_table_rows(rows, varied, objectives))}")
-    return page(f"stsbp sweep {title}", parts)
+    return page(
+        "sweep.html",
+        title=f"stsbp sweep {title}",
+        name=title,
+        explanation=explanation,
+        result_tiles=tiles,
+        charts_heading="Pareto front" if len(objectives) > 1 else "Results",
+        charts=_charts(rows, varied, objectives),
+        commands=commands,
+        best=best,
+        rows=_table_rows(rows, varied, objectives),
+    )
 
 
-def _charts(rows: Sequence[TrialRow], varied: Sequence[str], objectives: Sequence[Objective]) -> list[str]:
+def _charts(rows: Sequence[TrialRow], varied: Sequence[str], objectives: Sequence[Objective]) -> list[Figure]:
     finished = [row for row in rows if row.state == _FINISHED]
     if not finished:
-        return ["<p>No trial is finished yet.</p>"]
+        return []
     if len(objectives) > 1:
-        charts = [
-            _front_chart(finished, objectives, pair) for pair in itertools.combinations(range(len(objectives)), 2)
-        ]
-        return [f'<h2>Pareto front</h2><div class="row">{"".join(charts)}</div>']
+        pairs = itertools.combinations(range(len(objectives)), 2)
+        return [_front_chart(finished, objectives, pair) for pair in pairs]
     objective = objectives[0]
     numbers, values = [row.number for row in finished], [row.values[0] for row in finished]
     choose = max if objective.maximise else min
@@ -260,7 +256,7 @@ def _charts(rows: Sequence[TrialRow], varied: Sequence[str], objectives: Sequenc
             charts.append(
                 _figure(f"{objective.text} by {name}", name, objective.text, [series], percent_y=objective.maximise)
             )
-    return [f'<h2>Results</h2><div class="row">{"".join(charts)}</div>']
+    return charts
 
 
 def _name(row: TrialRow) -> str:
@@ -268,7 +264,7 @@ def _name(row: TrialRow) -> str:
     return f"trial {row.number}: {params}"
 
 
-def _front_chart(finished: Sequence[TrialRow], objectives: Sequence[Objective], pair: tuple[int, int]) -> str:
+def _front_chart(finished: Sequence[TrialRow], objectives: Sequence[Objective], pair: tuple[int, int]) -> Figure:
     """All finished trials by two objectives, and the front of all objectives."""
     second, first = (objectives[i] for i in pair)
     front = {row.number for row in best_rows(finished, objectives)}
@@ -294,7 +290,6 @@ def _figure(
     *,
     percent_x: bool = False,
     percent_y: bool = False,
-) -> str:
+) -> Figure:
     chart = svg.points(f"{caption}: {y_label}", x_label, series, percent_x=percent_x, percent_y=percent_y)
-    legend = svg.legend(series) if len(series) > 1 else ""
-    return f"<figure><figcaption>{escape(caption)}</figcaption>{chart}{legend}</figure>"
+    return Figure(caption, chart, svg.legend(series)) if len(series) > 1 else Figure(caption, chart)
